@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make            build everything            make demo       a fleet in namespaces shows that it works
+#   make test       all four kinds of tests     make lint       formatting, clang-tidy, shellcheck
+#   make deps       install what that needs     make install    DESTDIR= PREFIX=
+#   make fmt        format the sources          make clean
+#
+# V=1 shows the commands. Everything that is made goes to build/.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules
+
+B      := build
+PREFIX ?= /usr/local
+CLANG  ?= clang
+CXX    := g++
+PYTHON := /usr/bin/python3
+Q      := $(if $(V),,@)
+say     = @$(if $(V),:,printf '  %-6s %s\n' $(1) $(2))
+
+ARCH_INCLUDE := /usr/include/$(shell $(CXX) -print-multiarch 2>/dev/null || gcc -print-multiarch)
+
+CPPFLAGS := -Iplugin -Ibpf -I$(B)/bpf -isystem /usr/include/libnl3 -MMD -MP
+CXXFLAGS := -std=c++20 -O2 -g -fstack-protector-strong -Wall -Wextra -Wshadow -Wconversion -Werror $(EXTRA_CXXFLAGS)
+BPFFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -idirafter $(ARCH_INCLUDE) -MMD -MP
+
+UTIL     := $(wildcard plugin/util/*.cc)
+CORE     := $(wildcard plugin/core/*.cc)
+PROTOCOL := plugin/cni/protocol.cc plugin/cni/result.cc
+# What the plugin needs of the datapath: pods, not the node.
+POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc host_veth.cc netlink.cc pod_datapath.cc)
+NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
+CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
+CTL      := $(wildcard plugin/ctl/*.cc)
+
+objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
+SKELETON := $(B)/bpf/egressclass.skel.h
+
+PYTHON_FILES := scripts/lab scripts/demo $(wildcard scripts/labkit/*.py test/*/*.py test/*.py)
+SHELL_FILES  := scripts/deps .ci/run
+CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
+BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
+
+.PHONY: all deps demo test test-unit test-bpf test-lab test-runtime lint fmt install clean
+all: $(B)/egressclass $(B)/egressctl
+
+# One static executable: it is copied onto hosts that have none of our libraries.
+$(B)/egressclass: $(call objects,$(UTIL) $(CORE) $(PROTOCOL) $(POD) $(CNI))
+	$(call say,LD,$@)
+	$(Q)$(CXX) $(CXXFLAGS) -static -Wl,--gc-sections,--no-warnings -o $@ $^ -lbpf -lelf -lz -lnl-route-3 -lnl-3 -pthread
+
+$(B)/egressctl: $(call objects,$(UTIL) $(CORE) $(POD) $(NODE) $(CTL))
+	$(call say,LD,$@)
+	$(Q)$(CXX) $(CXXFLAGS) -o $@ $^ -lbpf -lnl-route-3 -lnl-3 -lnftables
+
+$(B)/obj/%.o: %.cc
+	$(call say,CXX,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -ffunction-sections -fdata-sections -c -o $@ $<
+
+$(call objects,$(NODE) $(CTL)): $(SKELETON)
+
+$(B)/bpf/%.bpf.o: bpf/%.bpf.c
+	$(call say,BPF,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPFFLAGS) -c -o $@ $<
+
+$(B)/bpf/%.skel.h: $(B)/bpf/%.bpf.o
+	$(call say,SKEL,$@)
+	$(Q)bpftool gen skeleton $< name $*_bpf > $@
+
+deps:
+	@scripts/deps
+
+# --- tests -------------------------------------------------------------------------------------------------------
+
+UNIT_TESTS := $(wildcard test/unit/*.cc)
+BPF_TESTS  := $(wildcard test/bpf/*.cc)
+
+# The tests' own copies of the objects carry the sanitizers.
+sanitized = $(patsubst %.cc,$(B)/san/%.o,$(1))
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+$(B)/san/%.o: %.cc
+	$(call say,CXX,$< '(sanitized)')
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(filter-out -O2,$(CXXFLAGS)) -O1 $(SANITIZE) -c -o $@ $<
+
+$(call sanitized,$(BPF_TESTS) $(NODE)): $(SKELETON)
+
+$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL))
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -pthread
+
+$(B)/test/bpf: $(call sanitized,$(BPF_TESTS) $(UTIL) $(CORE))
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -pthread
+
+# In namespaces of their own, with everything that they start: what a test leaves behind by mistake goes with them.
+ISOLATED := unshare --mount --net --pid --fork --kill-child --mount-proc --propagation private
+PYTEST   := $(ISOLATED) $(PYTHON) -B -m pytest -p no:cacheprovider -q --color=no
+
+test: deps
+	@$(MAKE) --no-print-directory test-unit test-bpf test-lab test-runtime
+test-unit: $(B)/test/unit
+	$(call say,TEST,unit)
+	$(Q)$(B)/test/unit --gtest_brief=1
+test-bpf: $(B)/test/bpf
+	$(call say,TEST,bpf)
+	$(Q)$(ISOLATED) $(B)/test/bpf --gtest_brief=1
+test-lab: all
+	$(call say,TEST,lab)
+	$(Q)$(PYTEST) test/lab
+test-runtime: all
+	$(call say,TEST,runtime)
+	$(Q)$(PYTEST) test/runtime
+
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@$(ISOLATED) scripts/demo
+
+# --- the rest ----------------------------------------------------------------------------------------------------
+
+lint: $(SKELETON)
+	$(call say,LINT,clang-format)
+	$(Q)clang-format --dry-run -Werror $(CXX_FILES) $(BPF_FILES)
+	$(call say,LINT,shellcheck)
+	$(Q)shellcheck $(SHELL_FILES)
+	$(call say,LINT,clang-tidy)
+	$(Q)printf '%s\n' $(filter %.cc,$(CXX_FILES)) | xargs -P$$(nproc) -n4 clang-tidy --quiet \
+	    --extra-arg=-Wno-unknown-warning-option -- -std=c++20 -Iplugin -Ibpf -I$(B)/bpf -isystem /usr/include/libnl3 \
+	    2> >(grep -v 'warnings generated' >&2)
+
+fmt:
+	$(Q)clang-format -i $(CXX_FILES) $(BPF_FILES)
+
+install: all
+	install -D -m 0755 $(B)/egressclass $(DESTDIR)/opt/cni/bin/egressclass
+	install -D -m 0755 $(B)/egressctl $(DESTDIR)$(PREFIX)/sbin/egressctl
+	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
+	install -D -m 0644 conf/bridge.conflist $(DESTDIR)$(PREFIX)/share/egressclass/bridge.conflist
+	install -D -m 0644 conf/egressclass.service $(DESTDIR)/etc/systemd/system/egressclass.service
+
+clean:
+	rm -rf $(B)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
