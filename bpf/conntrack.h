@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Asking the kernel's conntrack who opened a flow. Declared by hand: vmlinux.h is not needed for one call.
+ * bpf_skb_ct_lookup: kernel 5.18 and newer, nf_conntrack_bpf.c. */
+#pragma once
+
+#include "packet.h"
+
+struct nf_conn { /* never looked into; but libbpf wants a whole type, to match it with the kernel's */
+} __attribute__((preserve_access_index));
+
+struct ec_ct_opts { /* the first 12 bytes of bpf_ct_opts: every kernel takes this size */
+  __s32 netns_id;
+  __s32 error;
+  __u8 l4proto;
+  __u8 dir;
+  __u8 reserved[2];
+};
+
+extern struct nf_conn* bpf_skb_ct_lookup(struct __sk_buff* skb, struct bpf_sock_tuple* tuple, __u32 tuple__sz,
+                                         struct ec_ct_opts* opts, __u32 opts__sz) __ksym;
+extern void bpf_ct_release(struct nf_conn* ct) __ksym;
+
+enum flow_direction { FLOW_UNKNOWN, FLOW_ORIGINAL, FLOW_REPLY };
+
+/* In which direction of a tracked IPv4 flow the tuple is. */
+static __always_inline enum flow_direction flow_direction(struct __sk_buff* skb, __u8 proto, __be32 src, __be32 dst,
+                                                          __be16 sport, __be16 dport) {
+  struct bpf_sock_tuple tuple = {.ipv4 = {.saddr = src, .daddr = dst, .sport = sport, .dport = dport}};
+  struct ec_ct_opts opts = {.netns_id = -1 /* this one */, .l4proto = proto};
+  struct nf_conn* ct = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+  if (!ct) return FLOW_UNKNOWN;
+  bpf_ct_release(ct);
+  return opts.dir ? FLOW_REPLY : FLOW_ORIGINAL;
+}
+
+/*
+ * Whether the packet of a pod answers a connection that others opened to it. Such packets go back the way the
+ * request came, whatever the pod's class.
+ *
+ * TCP and UDP are decided by conntrack here. ICMP is not in the kfunc's reach: echo replies are taken at their
+ * word, and an error about a packet that the pod received counts by the flow of that packet. nft verifies what
+ * is said here, with conntrack, before the packet leaves: being wrong can cost a packet, never leak one.
+ */
+static __always_inline bool answers_inbound(struct __sk_buff* skb, struct packet* p) {
+  struct ec_fragment_key fragment = {.src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->proto};
+  if (!p->ipv4) return false;
+  if (p->later_fragment) return bpf_map_lookup_elem(&fragments, &fragment);
+
+  bool answers = false;
+  if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
+    if (!read_ports(skb, p->l4, p)) return false;
+    if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) return false; /* opens, whatever is stale */
+    answers = flow_direction(skb, p->proto, p->src.w[3], p->dst.w[3], p->sport, p->dport) == FLOW_REPLY;
+  } else if (p->proto == IPPROTO_ICMP) {
+    struct {
+      struct icmp_header icmp;
+      struct iphdr ip;
+      __be16 ports[2];
+    } error;
+    if (bpf_skb_load_bytes(skb, p->l4, &error.icmp, sizeof(error.icmp)) < 0) return false;
+    if (error.icmp.type == ICMP_ECHOREPLY) {
+      answers = true;
+    } else if (error.icmp.type != ICMP_ECHO && bpf_skb_load_bytes(skb, p->l4, &error, sizeof(error)) == 0 &&
+               error.ip.ihl == 5 && (error.ip.protocol == IPPROTO_TCP || error.ip.protocol == IPPROTO_UDP)) {
+      answers = flow_direction(skb, error.ip.protocol, error.ip.saddr, error.ip.daddr, error.ports[0],
+                               error.ports[1]) == FLOW_ORIGINAL;
+    }
+  }
+  if (answers && p->first_fragment) {
+    __u32 verdict = EC_BYPASS;
+    bpf_map_update_elem(&fragments, &fragment, &verdict, BPF_ANY);
+  }
+  return answers;
+}

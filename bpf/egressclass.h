@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What the BPF programs and user space share: the layout of every map, and the names of what they count.
+ * Plain C with fixed widths, included by bpf/ and by plugin/ (C++).
+ *
+ * Change a layout, and EC_LAYOUT changes too: user space refuses pinned maps of another layout.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#ifdef __cplusplus
+#define EC_SIZE(type, bytes) static_assert(sizeof(struct type) == (bytes), "layout of " #type)
+#else
+#define EC_SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), "layout of " #type)
+#endif
+
+#define EC_LAYOUT 1
+
+#define EC_MAX_ATTACHMENTS 4096
+#define EC_MAX_ENDPOINTS 16384
+#define EC_MAX_CLASSES 4096
+#define EC_MAX_RULES 262144
+#define EC_MAX_GATEWAYS 1024
+#define EC_MAX_WORKER_PODS 65536
+#define EC_MAX_FRAGMENTS 8192
+#define EC_MAX_COUNTERS 65536
+
+/* An address of either family: IPv4 as ::ffff:a.b.c.d. Network byte order. */
+struct ec_ip {
+  __be32 w[4];
+};
+EC_SIZE(ec_ip, 16);
+
+/* node[0]: what this node is, and whether the datapath may let classed traffic through. */
+struct ec_node {
+  __u32 layout;         /* EC_LAYOUT */
+  __u32 applied;        /* 0: the configuration is down, drop what would be steered */
+  __u32 tunnel_ifindex; /* egress0 */
+  __be32 underlay;      /* this node's address among the configuration's `nodes` */
+  __u32 mark_mask;
+  __u32 return_mark; /* gateway: reply on its way back into the tunnel */
+  __u32 reply_mark;  /* worker: reply of an inbound connection, to be verified by conntrack */
+  __u32 probe_mark;  /* probe and answer between worker and gateway */
+};
+EC_SIZE(ec_node, 32);
+
+/* attachments[ifindex of the host veth]: the pod behind it. */
+struct ec_attachment {
+  __u64 cookie; /* hash of (network, container id, ifname): ifindexes are reused, this is not */
+  __u32 class_id;
+  __u8 pod_mac[6];
+  __u8 pad[2];
+};
+EC_SIZE(ec_attachment, 24);
+
+/* endpoints[address of a classed pod on this node]: where it lives. */
+struct ec_endpoint {
+  __u64 cookie;
+  __u32 ifindex;
+  __u32 class_id;
+  __u8 pod_mac[6];
+  __u8 host_mac[6];
+  __u8 pad[4];
+};
+EC_SIZE(ec_endpoint, 32);
+
+enum ec_path {
+  EC_PATH_LOCAL = 1,  /* this node is the gateway: the kernel translates what carries the mark */
+  EC_PATH_TUNNEL = 2, /* VXLAN to `gateway` */
+};
+
+/* classes[class id]. The id is this node's own; the VNI is the same on every node. */
+struct ec_class {
+  __u32 vni;
+  __u32 mark;    /* the id, spread over the bits of the mark mask */
+  __u32 ruleset; /* of its destinations, in `rules` */
+  __u32 path;    /* enum ec_path */
+  struct ec_ip gateway;
+};
+EC_SIZE(ec_class, 32);
+
+/* VNIs that are no class. */
+#define EC_VNI_PROBE 0x000000
+#define EC_VNI_ANSWER 0xffffff
+
+/* gateways[address]: whether it answers. Kept by the programs alone. */
+struct ec_gateway {
+  __u64 last_seen_ns;  /* CLOCK_MONOTONIC of the last packet from it */
+  __u64 last_probe_ns; /* of the last probe sent to it */
+  __u32 unanswered;    /* probes sent since last_seen_ns */
+  __u32 pad;
+};
+EC_SIZE(ec_gateway, 24);
+
+#define EC_PROBE_INTERVAL_NS 250000000ULL
+#define EC_PROBES_UNANSWERED 4 /* so many in a row, and the gateway counts as unreachable */
+
+/* rules: longest prefix within one ruleset. */
+struct ec_rule_key {
+  __u32 prefixlen; /* 32 bits of the ruleset, then 0..128 of the address */
+  __u32 ruleset;
+  struct ec_ip ip;
+};
+EC_SIZE(ec_rule_key, 24);
+
+#define EC_RULESET_NEVER 0   /* cluster, nodes, local addresses: never steered */
+#define EC_RULESET_SENDERS 1 /* accepted senders of tunnel packets */
+#define EC_RULESET_FIRST 16  /* classes' rulesets start here */
+
+enum ec_verdict {
+  EC_BYPASS = 1,
+  EC_STEER = 2,
+};
+
+/* workers[pod address]: on a gateway, learned from the tunnel: where replies to that pod go. */
+struct ec_worker {
+  struct ec_ip node;
+  __u32 class_id;
+  __u32 pad;
+};
+EC_SIZE(ec_worker, 24);
+
+/* fragments: a later fragment has no ports; it goes the way of its first one. */
+struct ec_fragment_key {
+  struct ec_ip src, dst;
+  __u32 id;
+  __u32 proto;
+};
+EC_SIZE(ec_fragment_key, 40);
+
+/*
+ * Everything that is counted, with its name for operators. Up to the drops: what happened to a packet that went
+ * on. From EC_FIRST_DROP: why it did not. The README says what to do about each.
+ */
+#define EC_EVENTS(X)                                                                    \
+  X(STEERED_LOCAL, "steered_local")   /* pod -> SNAT on this node */                    \
+  X(STEERED_TUNNEL, "steered_tunnel") /* pod -> tunnel */                               \
+  X(RETURNED, "returned")             /* tunnel -> pod */                               \
+  X(BYPASSED, "bypassed")             /* pod -> CNI, untouched */                       \
+  X(REPLIED, "replied")               /* pod's reply to an inbound flow */              \
+  X(GATEWAY_OUT, "gateway_out")       /* tunnel -> SNAT on this node */                 \
+  X(GATEWAY_BACK, "gateway_back")     /* reply -> tunnel */                             \
+  X(PROBE_SENT, "probe_sent")                                                           \
+  X(PROBE_ANSWERED, "probe_answered")                                                   \
+  X(DROP_NO_ATTACHMENT, "no_attachment") /* classifier without a pod's record */        \
+  X(DROP_DATAPATH_DOWN, "datapath_down") /* `egressctl down` while pods run */          \
+  X(DROP_NOT_IP, "not_ip")               /* VLAN tags, other ethertypes, runts */       \
+  X(DROP_SPOOFED, "spoofed")             /* source is not the pod's */                  \
+  X(DROP_CLASS_REMOVED, "class_removed") /* the pod's class is configured no more */    \
+  X(DROP_FAMILY, "family")               /* class has no egress IP of the family */     \
+  X(DROP_GATEWAY_UNREACHABLE, "gateway_unreachable")                                    \
+  X(DROP_TUNNEL_FAILED, "tunnel_failed")     /* the kernel refused the tunnel key */    \
+  X(DROP_UNKNOWN_SENDER, "unknown_sender")   /* tunnel packet from no node of ours */   \
+  X(DROP_UNKNOWN_CLASS, "unknown_class")     /* tunnel packet of no class of ours */    \
+  X(DROP_WRONG_GATEWAY, "wrong_gateway")     /* reply from another than the gateway */  \
+  X(DROP_NOT_GATEWAY, "not_gateway")         /* this node is no gateway of the class */ \
+  X(DROP_BAD_DESTINATION, "bad_destination") /* tunnel packet for the cluster itself */ \
+  X(DROP_WORKER_TABLE, "worker_table")       /* the worker could not be learned */      \
+  X(DROP_WORKER_UNKNOWN, "worker_unknown")   /* reply for a pod that was never seen */  \
+  X(DROP_STRAY, "stray")                     /* on egress0, but not by our doing */
+
+enum ec_event {
+#define X(id, name) EC_##id,
+  EC_EVENTS(X)
+#undef X
+      EC_EVENT_COUNT,
+  EC_FIRST_DROP = EC_DROP_NO_ATTACHMENT,
+};
+
+/* counters[class id (0: none known), event] */
+struct ec_counter_key {
+  __u32 class_id;
+  __u32 event; /* enum ec_event */
+};
+EC_SIZE(ec_counter_key, 8);
+
+struct ec_counter {
+  __u64 packets;
+  __u64 bytes;
+};
+EC_SIZE(ec_counter, 16);

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* The maps. User space pins each by its name under maps/; programs never create one. */
+#pragma once
+
+#include <bpf/bpf_helpers.h>
+#include <linux/bpf.h>
+
+#include "egressclass.h"
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct ec_node);
+} node SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EC_MAX_ATTACHMENTS);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, __u32);
+  __type(value, struct ec_attachment);
+} attachments SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EC_MAX_ENDPOINTS);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, struct ec_ip);
+  __type(value, struct ec_endpoint);
+} endpoints SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EC_MAX_CLASSES);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, __u32);
+  __type(value, struct ec_class);
+} classes SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EC_MAX_CLASSES);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, __u32);   /* VNI */
+  __type(value, __u32); /* class id */
+} vnis SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EC_MAX_GATEWAYS);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, struct ec_ip);
+  __type(value, struct ec_gateway);
+} gateways SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+  __uint(max_entries, EC_MAX_RULES);
+  __uint(map_flags, BPF_F_NO_PREALLOC); /* LPM tries know no other way */
+  __type(key, struct ec_rule_key);
+  __type(value, __u32); /* enum ec_verdict */
+} rules SEC(".maps");
+
+/* LRU: a pod that fell out is learned again with its next packet. */
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, EC_MAX_WORKER_PODS);
+  __type(key, struct ec_ip);
+  __type(value, struct ec_worker);
+} workers SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, EC_MAX_FRAGMENTS);
+  __type(key, struct ec_fragment_key);
+  __type(value, __u32); /* enum ec_verdict */
+} fragments SEC(".maps");
+
+/* No preallocation: an entry exists for each pair that ever occurred, and few do. */
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+  __uint(max_entries, EC_MAX_COUNTERS);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, struct ec_counter_key);
+  __type(value, struct ec_counter);
+} counters SEC(".maps");
