@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/applied.h"
+
+#include "cni/codes.h"
+#include "datapath/paths.h"
+#include "util/file.h"
+#include "util/json.h"
+
+namespace egressclass {
+namespace {
+
+Json to_json_list(const std::vector<std::string>& texts) {
+  Json list = Json::array();
+  for (const std::string& text : texts) list.push_back(text);
+  return list;
+}
+
+std::vector<std::string> texts_of(const Json& list) {
+  std::vector<std::string> texts;
+  for (const Json& entry : list) texts.push_back(entry.get<std::string>());
+  return texts;
+}
+
+}  // namespace
+
+std::string Applied::to_json() const {
+  Json list = Json::array();
+  for (const ClassConfig& c : selection.classes) {
+    Json select = Json::array();
+    for (const SelectRule& rule : c.select)
+      select.push_back({{"namespaces", to_json_list(rule.namespaces)}, {"pods", to_json_list(rule.pods)}});
+    list.push_back({{"name", c.name},
+                    {"id", ids.at(c.name)},
+                    {"vni", c.vni},
+                    {"default", c.is_default},
+                    {"namespaces", to_json_list(c.entitled)},
+                    {"select", select}});
+  }
+  const Json json = {{"annotations", selection.annotations}, {"markMask", selection.mark_mask}, {"classes", list}};
+  return dump_json(json) + "\n";
+}
+
+Result<Applied> Applied::from_json(const std::string& text) {
+  auto json = parse_json(text);
+  if (!json) return json.error();
+  Applied applied;
+  try {
+    applied.selection.annotations = json->at("annotations").get<bool>();
+    applied.selection.mark_mask = json->at("markMask").get<std::uint32_t>();
+    for (const Json& entry : json->at("classes")) {
+      ClassConfig c;
+      c.name = entry.at("name").get<std::string>();
+      c.vni = entry.at("vni").get<std::uint32_t>();
+      c.is_default = entry.at("default").get<bool>();
+      c.entitled = texts_of(entry.at("namespaces"));
+      for (const Json& rule : entry.at("select"))
+        c.select.push_back({texts_of(rule.at("namespaces")), texts_of(rule.at("pods"))});
+      applied.ids[c.name] = entry.at("id").get<std::uint32_t>();
+      applied.selection.classes.push_back(std::move(c));
+    }
+  } catch (const nlohmann::json::exception& e) {
+    return make_error("unexpected content", e.what());
+  }
+  return applied;
+}
+
+Result<std::optional<Applied>> read_applied() {
+  auto text = read_file(paths::kAppliedClasses, kMaxConfigBytes);
+  if (!text) return text.error();
+  if (!*text) return std::optional<Applied>();
+  auto applied = Applied::from_json(**text);
+  if (!applied)
+    return Error{codes::kConfigUnreadable, "the applied configuration is broken",
+                 std::string(paths::kAppliedClasses) + ": " + applied.error().details + "; run `egressctl apply`"};
+  return std::optional<Applied>(std::move(*applied));
+}
+
+}  // namespace egressclass

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is in force on this node, as far as the plugin has to know it: the classes with their ids, and whom they
+// select. Written by `egressctl apply`; a later edit of the configuration file changes nothing until the next.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "core/config.h"
+#include "util/result.h"
+
+namespace egressclass {
+
+struct Applied {
+  Config selection;                          ///< only names, VNIs, mark mask, and what chooses a pod's class
+  std::map<std::string, std::uint32_t> ids;  ///< class name -> class id of this node
+
+  std::string to_json() const;
+  static Result<Applied> from_json(const std::string& text);
+};
+
+/// No value: nothing is applied.
+Result<std::optional<Applied>> read_applied();
+
+}  // namespace egressclass

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/attachment.h"
+
+#include "cni/codes.h"
+#include "util/json.h"
+
+namespace egressclass {
+namespace {
+
+constexpr int kRecordVersion = 1;
+
+std::string text_at(const Json& json, const char* key) {
+  const Json* member = find_member(json, key);
+  return member != nullptr && member->is_string() ? member->get<std::string>() : std::string();
+}
+
+std::uint32_t number_at(const Json& json, const char* key) {
+  const Json* member = find_member(json, key);
+  return member != nullptr && member->is_number_unsigned() ? member->get<std::uint32_t>() : 0;
+}
+
+}  // namespace
+
+std::uint64_t Attachment::cookie() const {
+  std::uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a
+  for (const char c : key) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
+  return hash;
+}
+
+std::string Attachment::to_json() const {
+  Json json = {
+      {"version", kRecordVersion},
+      {"network", network},
+      {"containerID", container_id},
+      {"ifname", ifname},
+      {"namespace", pod.name_space},
+      {"pod", pod.name},
+      {"uid", pod.uid},
+      {"class", class_name},
+      {"classID", class_id},
+      {"hostIfindex", host_ifindex},
+      {"hostVeth", host_veth},
+      {"hostMAC", mac_text(host_mac)},
+      {"podMAC", mac_text(pod_mac)},
+      {"addresses", Json::array()},
+  };
+  for (const Ip& ip : addresses) json["addresses"].push_back(ip.str());
+  return dump_json(json) + "\n";
+}
+
+Result<Attachment> Attachment::from_json(const std::string& key, const std::string& text) {
+  auto json = parse_json(text);
+  if (!json) return Error{codes::kStateFailed, "broken attachment record", key + ": " + json.error().details};
+  const Json& record = *json;
+  if (number_at(record, "version") != kRecordVersion)
+    return Error{codes::kStateFailed, "attachment record of another version", key};
+  Attachment attachment;
+  attachment.key = key;
+  attachment.network = text_at(record, "network");
+  attachment.container_id = text_at(record, "containerID");
+  attachment.ifname = text_at(record, "ifname");
+  attachment.pod = Pod{text_at(record, "namespace"), text_at(record, "pod"), text_at(record, "uid"), {}};
+  attachment.class_name = text_at(record, "class");
+  attachment.class_id = number_at(record, "classID");
+  attachment.host_ifindex = static_cast<int>(number_at(record, "hostIfindex"));
+  attachment.host_veth = text_at(record, "hostVeth");
+  attachment.host_mac = parse_mac(text_at(record, "hostMAC")).value_or(Mac{});
+  attachment.pod_mac = parse_mac(text_at(record, "podMAC")).value_or(Mac{});
+  if (const Json* addresses = find_member(record, "addresses"); addresses != nullptr && addresses->is_array())
+    for (const Json& entry : *addresses)
+      if (const auto ip = entry.is_string() ? Ip::parse(entry.get<std::string>()) : std::nullopt)
+        attachment.addresses.push_back(*ip);
+  return attachment;
+}
+
+}  // namespace egressclass

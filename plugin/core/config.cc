@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/config.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <map>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "core/json_reader.h"
+#include "core/mark.h"
+#include "util/text.h"
+
+namespace egressclass {
+namespace {
+
+constexpr std::size_t kMaxClassName = 63;
+constexpr std::size_t kMaxPattern = 253;  // the longest name of a pod
+constexpr int kMinMaskBits = 3;
+constexpr std::uint32_t kMaxVni = 0xfffffe;  // 24 bits; the highest value is no network by convention
+
+constexpr std::string_view kAlnum = "abcdefghijklmnopqrstuvwxyz0123456789";
+constexpr std::string_view kNameChars = "abcdefghijklmnopqrstuvwxyz0123456789-.";
+constexpr std::string_view kPatternChars = "abcdefghijklmnopqrstuvwxyz0123456789-.*?";
+
+bool consists_of(std::string_view text, std::string_view chars) {
+  return text.find_first_not_of(chars) == std::string_view::npos;
+}
+
+bool valid_class_name(std::string_view name) {
+  return !name.empty() && name.size() <= kMaxClassName && consists_of(name, kNameChars) &&
+         consists_of(name.substr(0, 1), kAlnum) && consists_of(name.substr(name.size() - 1), kAlnum);
+}
+
+std::string hex(std::uint32_t value) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string digits;
+  for (; value != 0 || digits.empty(); value >>= 4U) digits.insert(digits.begin(), kDigits[value & 0xfU]);
+  return "0x" + digits;
+}
+
+// FNV-1a folded to 24 bits: every node, and every version of this program, has to get the same one.
+std::uint32_t default_vni(const std::string& name) {
+  std::uint32_t hash = 2166136261U;
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
+  return std::clamp((hash >> 24U) ^ (hash & 0xffffffU), 1U, kMaxVni);
+}
+
+// Why no host can have this address; empty when one can.
+std::string special_use(const Ip& ip) {
+  constexpr std::array<std::pair<const char*, const char*>, 5> kRanges = {{
+      {"0.0.0.0/8", "is an unspecified address"},
+      {"127.0.0.0/8", "is a loopback address"},
+      {"169.254.0.0/16", "is a link-local address"},
+      {"224.0.0.0/4", "is a multicast address"},
+      {"240.0.0.0/4", "is a reserved address"},
+  }};
+  std::string why;
+  for (const auto& [range, reason] : kRanges)
+    if (Prefix::parse(range, false, &why)->contains(ip)) return reason;
+  return {};
+}
+
+const Prefix* covering(const std::vector<Prefix>& prefixes, const Ip& ip) {
+  const auto found = std::find_if(prefixes.begin(), prefixes.end(), [&ip](const Prefix& p) { return p.contains(ip); });
+  return found == prefixes.end() ? nullptr : &*found;
+}
+
+enum class LoneAddress { kRefused, kAccepted };
+
+std::vector<Prefix> read_prefixes(const Field& list, LoneAddress lone, bool may_be_empty,
+                                  const std::vector<Prefix>& destinations = {}) {
+  const std::set<Prefix> contradicting(destinations.begin(), destinations.end());
+  std::set<Prefix> seen;
+  std::vector<Prefix> prefixes;
+  for (const Field& item : list.items(may_be_empty)) {
+    const auto text = item.text();
+    if (!text) continue;
+    std::string why;
+    const auto prefix = Prefix::parse(*text, lone == LoneAddress::kAccepted, &why);
+    if (!prefix)
+      item.refuse(why);
+    else if (!seen.insert(*prefix).second)
+      item.refuse("is in this list already");
+    else if (contradicting.count(*prefix) != 0)
+      item.refuse("is in \"destinations\" of this class too");
+    else
+      prefixes.push_back(*prefix);
+  }
+  return prefixes;
+}
+
+std::vector<std::string> read_patterns(const Field& list) {
+  std::vector<std::string> patterns;
+  for (const Field& item : list.items(false)) {
+    const auto text = item.text();
+    if (!text) continue;
+    if (text->empty() || text->size() > kMaxPattern || !consists_of(*text, kPatternChars))
+      item.refuse("must be a pattern of the characters a-z 0-9 - . and the wildcards * ?");
+    patterns.push_back(*text);
+  }
+  return patterns;
+}
+
+std::vector<SelectRule> read_select(const Field& list) {
+  std::vector<SelectRule> rules;
+  for (const Field& item : list.items()) {
+    if (!item.is_object_of({"namespaces", "pods"})) continue;
+    const auto namespaces = item.member("namespaces");
+    const auto pods = item.member("pods");
+    if (!namespaces && !pods) item.refuse("would select every pod: give \"namespaces\" or \"pods\"");
+    SelectRule rule;
+    if (namespaces) rule.namespaces = read_patterns(*namespaces);
+    if (pods) rule.pods = read_patterns(*pods);
+    rules.push_back(std::move(rule));
+  }
+  return rules;
+}
+
+std::optional<Ip> read_host_v4(const Field& field) {
+  const auto text = field.text();
+  if (!text) return {};
+  const auto ip = Ip::parse(*text);
+  std::string why;
+  if (!ip)
+    why = "must be an IP address";
+  else if (!ip->is_v4())
+    why = "must be an IPv4 address: IPv6 is not supported here in this version";
+  else
+    why = special_use(*ip);
+  if (why.empty()) return ip;
+  field.refuse(why);
+  return {};
+}
+
+// Reads the file from the top. What classes are checked against (mask, cluster, nodes) is read ahead of them;
+// what must not occur twice is noted with its first owner.
+class ConfigReader {
+ public:
+  explicit ConfigReader(const Field& root) : root_(root) {}
+  Config read();
+
+ private:
+  void read_mask(const Field& field);
+  void read_annotations(const Field& field);
+  void read_tunnel(const Field& field);
+  void read_class(const Field& field);
+  void read_name(const Field& field, ClassConfig* c);
+  void read_default(const Field& field, ClassConfig* c);
+  void read_gateways(const Field& field, ClassConfig* c);
+  void read_egress_ips(const Field& field, ClassConfig* c);
+  void read_mark(const Field& field, ClassConfig* c);
+  void claim_vni(const Field& field, std::optional<std::uint32_t> vni, ClassConfig* c);
+  void check_egress_ips() const;
+
+  Field root_;
+  Config config_;
+  std::set<std::string> names_;
+  std::string default_class_;
+  std::map<std::uint32_t, std::string> marks_;
+  std::map<std::uint32_t, std::string> vnis_;
+  std::set<Ip> gateways_;
+  std::vector<std::pair<Field, Ip>> egress_ips_;
+};
+
+Config ConfigReader::read() {
+  if (!root_.is_object_of({"classes", "clusterCIDRs", "nodes", "annotations", "markMask", "tunnel"})) return {};
+  const auto classes = root_.required("classes");
+  const std::vector<Field> class_fields = classes ? classes->items() : std::vector<Field>();
+  const bool any_class = !class_fields.empty();
+
+  if (const auto field = root_.member("markMask")) read_mask(*field);
+  if (const auto field = root_.member("annotations")) read_annotations(*field);
+  if (const auto field = root_.member("tunnel")) read_tunnel(*field);
+  if (const auto field = root_.member("clusterCIDRs"))
+    config_.cluster_cidrs = read_prefixes(*field, LoneAddress::kRefused, true);
+  if (const auto field = any_class ? root_.required("nodes") : root_.member("nodes"))
+    config_.nodes = read_prefixes(*field, LoneAddress::kAccepted, !any_class);
+
+  if (const auto room = max_class_index(config_.mark_mask); class_fields.size() > room)
+    classes->refuse("has " + std::to_string(class_fields.size()) + " classes, and \"markMask\" " +
+                    hex(config_.mark_mask) + " has room for " + std::to_string(room));
+  for (const Field& field : class_fields) read_class(field);
+  check_egress_ips();
+  return std::move(config_);
+}
+
+void ConfigReader::read_mask(const Field& field) {
+  config_.mark_mask = field.bits().value_or(UINT32_MAX);  // of a bad mask: so that no class is blamed for it
+  if (std::popcount(config_.mark_mask) >= kMinMaskBits) return;
+  field.refuse("must have at least 3 bits");
+  config_.mark_mask = UINT32_MAX;
+}
+
+void ConfigReader::read_annotations(const Field& field) {
+  const auto text = field.text();
+  if (!text) return;
+  config_.annotations = *text == "honour";
+  if (*text != "honour" && *text != "ignore") field.refuse("must be \"honour\" or \"ignore\"");
+}
+
+void ConfigReader::read_tunnel(const Field& field) {
+  if (!field.is_object_of({"port"})) return;
+  if (const auto port_field = field.member("port"))
+    if (const auto port = port_field->number(1, UINT16_MAX)) config_.tunnel_port = static_cast<std::uint16_t>(*port);
+}
+
+void ConfigReader::read_class(const Field& field) {
+  if (!field.is_object_of({"name", "select", "default", "namespaces", "destinations", "except", "gateways", "egressIPs",
+                           "mark", "vni"}))
+    return;
+  ClassConfig c;
+  const auto name = field.required("name");
+  if (name) read_name(*name, &c);
+  if (const auto key = field.member("select")) c.select = read_select(*key);
+  if (const auto key = field.member("default")) read_default(*key, &c);
+  if (const auto key = field.member("namespaces")) c.entitled = read_patterns(*key);
+  if (const auto key = field.required("destinations"))
+    c.destinations = read_prefixes(*key, LoneAddress::kRefused, false);
+  if (const auto key = field.member("except"))
+    c.except = read_prefixes(*key, LoneAddress::kRefused, true, c.destinations);
+  if (const auto key = field.required("gateways")) read_gateways(*key, &c);
+  if (const auto key = field.required("egressIPs")) read_egress_ips(*key, &c);
+  if (const auto key = field.member("mark")) read_mark(*key, &c);
+  if (const auto key = field.member("vni"))
+    claim_vni(*key, key->number(1, kMaxVni), &c);
+  else if (!c.name.empty())
+    claim_vni(*name, default_vni(c.name), &c);
+  config_.classes.push_back(std::move(c));
+}
+
+void ConfigReader::read_name(const Field& field, ClassConfig* c) {
+  const auto name = field.text();
+  if (!name) return;
+  if (!valid_class_name(*name))
+    return field.refuse("must be 1 to 63 characters a-z 0-9 - . that begin and end with a letter or digit");
+  if (!names_.insert(*name).second) return field.refuse("is the name of another class already");
+  c->name = *name;
+}
+
+void ConfigReader::read_default(const Field& field, ClassConfig* c) {
+  c->is_default = field.boolean().value_or(false);
+  if (!c->is_default) return;
+  if (default_class_.empty())
+    default_class_ = in_quotes(c->name);
+  else
+    field.refuse("class " + default_class_ + " is the default already");
+}
+
+void ConfigReader::read_gateways(const Field& field, ClassConfig* c) {
+  const std::vector<Field> items = field.items(false);
+  if (items.size() > 1) return field.refuse("several gateways per class are not supported in this version");
+  if (items.empty() || !items[0].is_object_of({"address", "interface", "via"})) return;
+  if (const auto via = items[0].member("via")) via->refuse("is not supported in this version");
+  if (const auto key = items[0].member("interface"))
+    if (const auto name = key->text()) {
+      if (!valid_ifname(*name)) key->refuse("is no name of an interface: 1 to 15 characters without blanks, / and :");
+      c->interface = *name;
+    }
+  const auto key = items[0].required("address");
+  const auto address = key ? read_host_v4(*key) : std::nullopt;
+  if (!address) return;
+  if (!config_.nodes.empty() && covering(config_.nodes, *address) == nullptr)
+    key->refuse("is not in \"nodes\": its tunnel packets would be refused");
+  c->gateway = *address;
+  gateways_.insert(*address);
+}
+
+void ConfigReader::read_egress_ips(const Field& field, ClassConfig* c) {
+  const std::vector<Field> items = field.items(false);
+  if (items.size() > 1) field.refuse("several egress IPs per class are not supported in this version");
+  for (const Field& item : items)
+    if (const auto ip = read_host_v4(item)) {
+      c->egress_ip = *ip;
+      egress_ips_.emplace_back(item, *ip);
+    }
+}
+
+void ConfigReader::read_mark(const Field& field, ClassConfig* c) {
+  const std::uint32_t mask = config_.mark_mask;
+  const auto mark = field.bits();
+  if (!mark) return;
+  if (*mark == 0) return field.refuse("must not be 0: that is the mark of pods without a class");
+  if ((*mark & ~mask) != 0) return field.refuse("has bits outside of \"markMask\" " + hex(mask));
+  if (extract_bits(*mark, mask) > max_class_index(mask))
+    return field.refuse("is reserved: classes may not have the three highest values of \"markMask\" " + hex(mask));
+  const auto [owner, is_new] = marks_.try_emplace(*mark, c->name);
+  if (!is_new) return field.refuse("overlaps the mark of class " + in_quotes(owner->second));
+  c->mark = *mark;
+}
+
+void ConfigReader::claim_vni(const Field& field, std::optional<std::uint32_t> vni, ClassConfig* c) {
+  if (!vni) return;
+  const auto [owner, is_new] = vnis_.try_emplace(*vni, c->name);
+  if (!is_new)
+    field.refuse("class " + in_quotes(c->name) + " would have the VNI " + std::to_string(*vni) + " of class " +
+                 in_quotes(owner->second) + ": set another \"vni\" on one of them");
+  c->vni = *vni;
+}
+
+void ConfigReader::check_egress_ips() const {
+  for (const auto& [field, ip] : egress_ips_) {
+    if (const Prefix* pods = covering(config_.cluster_cidrs, ip); pods != nullptr)
+      field.refuse("is in \"clusterCIDRs\" " + pods->str() + ": a pod may use it");
+    if (const Prefix* nodes = covering(config_.nodes, ip); nodes != nullptr)
+      field.refuse("is in \"nodes\" " + nodes->str() + ": a node uses it");
+    else if (gateways_.count(ip) != 0)
+      field.refuse("is the address of a gateway: a node uses it");
+  }
+}
+
+}  // namespace
+
+const ClassConfig* Config::find(const std::string& name) const {
+  const auto found = std::find_if(classes.begin(), classes.end(), [&](const ClassConfig& c) { return c.name == name; });
+  return found == classes.end() ? nullptr : &*found;
+}
+
+std::optional<Config> parse_config(const std::string& text, std::vector<ConfigProblem>* problems) {
+  problems->clear();
+  std::vector<std::string> duplicates;
+  const Result<Json> json = parse_json(text, &duplicates);
+  if (!json) {
+    problems->push_back({json.error().msg, "", json.error().details});
+    return {};
+  }
+  for (const std::string& path : duplicates) problems->push_back({printable(path), "", "the key is there twice"});
+  Config config = ConfigReader(Field(*json, "", *problems)).read();
+  if (!problems->empty()) return {};
+  return config;
+}
+
+std::string format_problems(const std::string& file, const std::vector<ConfigProblem>& problems) {
+  std::string text;
+  for (const ConfigProblem& problem : problems) {
+    text += file + ": ";
+    if (!problem.path.empty()) text += problem.path + ": ";
+    if (!problem.value.empty()) text += problem.value + ": ";
+    text += problem.reason + '\n';
+  }
+  return text;
+}
+
+}  // namespace egressclass

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// JSON from sources that are not trusted: bounded nesting, no exceptions, time linear in the text.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "util/result.h"
+
+namespace egressclass {
+
+using Json = nlohmann::ordered_json;  // ordered: what is passed on keeps its order
+
+inline constexpr std::size_t kMaxJsonDepth = 64;
+
+/// Parses one document. The error's msg is the place, "line L, column C", its details the reason.
+/// Of a key that an object holds twice the last value counts, as in most parsers; `duplicates`
+/// receives the paths of such keys ("classes[2].name").
+Result<Json> parse_json(const std::string& text, std::vector<std::string>* duplicates = nullptr);
+
+/// One line of JSON; bytes that are no UTF-8 become the replacement character.
+std::string dump_json(const Json& json);
+
+/// The member `key`; nullptr when `object` is no object, or has no such key or only null for it.
+const Json* find_member(const Json& object, const char* key);
+
+}  // namespace egressclass
