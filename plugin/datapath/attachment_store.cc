@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath/attachment_store.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "cni/codes.h"
+#include "datapath/paths.h"
+#include "util/file.h"
+
+namespace egressclass {
+namespace {
+
+constexpr std::size_t kMaxRecordBytes = 64U << 10U;
+
+std::string record_path(const std::string& key) { return std::string(paths::kAttachments) + "/" + key; }
+
+Error as_state_error(Error error) {
+  error.code = codes::kStateFailed;
+  return error;
+}
+
+}  // namespace
+
+Status save_attachment(const Attachment& attachment) {
+  auto saved = write_file_atomic(record_path(attachment.key), attachment.to_json(), 0600);
+  if (!saved) return as_state_error(saved.error());
+  return Ok{};
+}
+
+Result<std::optional<Attachment>> load_attachment(const std::string& key) {
+  auto text = read_file(record_path(key), kMaxRecordBytes);
+  if (!text) return as_state_error(text.error());
+  if (!*text) return std::optional<Attachment>();
+  auto attachment = Attachment::from_json(key, **text);
+  if (!attachment) return attachment.error();
+  return std::optional<Attachment>(std::move(*attachment));
+}
+
+Status remove_attachment(const std::string& key) {
+  const std::string path = record_path(key);
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR)
+    return as_state_error(system_error("cannot remove the attachment's record", path, errno));
+  return Ok{};
+}
+
+std::vector<Attachment> list_attachments(std::vector<std::string>* unreadable) {
+  std::vector<Attachment> found;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec)) {
+    const std::string key = entry.path().filename();
+    if (key.starts_with('.')) continue;  // being written
+    auto attachment = load_attachment(key);
+    if (!attachment && unreadable != nullptr) unreadable->push_back(key + ": " + attachment.error().details);
+    if (attachment && *attachment) found.push_back(std::move(**attachment));
+  }
+  std::ranges::sort(found, {}, &Attachment::key);
+  return found;
+}
+
+}  // namespace egressclass

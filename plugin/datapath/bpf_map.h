@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// A pinned BPF map with the types of its keys and values. Which map has which, is in maps.h.
+#pragma once
+
+#include <bpf/bpf.h>
+
+#include <cerrno>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "datapath/paths.h"
+#include "util/fd.h"
+#include "util/result.h"
+
+namespace egressclass {
+
+template <class Key, class Value>
+class BpfMap {
+ public:
+  static Result<BpfMap> open(const std::string& name) {
+    const std::string path = std::string(paths::kMapPins) + "/" + name;
+    Fd fd(bpf_obj_get(path.c_str()));
+    if (!fd) return system_error("cannot open BPF map", path, errno, "has `egressctl apply` run on this node?");
+    return BpfMap(name, std::move(fd));
+  }
+
+  Result<std::optional<Value>> find(const Key& key) const {
+    Value value{};
+    if (bpf_map_lookup_elem(fd_.get(), &key, &value) == 0) return std::optional<Value>(value);
+    if (errno == ENOENT) return std::optional<Value>();
+    return system_error("cannot read BPF map", name_, errno);
+  }
+
+  Status set(const Key& key, const Value& value) const {
+    if (bpf_map_update_elem(fd_.get(), &key, &value, BPF_ANY) != 0)
+      return system_error("cannot write BPF map", name_, errno,
+                          errno == E2BIG || errno == ENOSPC ? "the map is full" : "");
+    return Ok{};
+  }
+
+  /// Absent already is success.
+  Status erase(const Key& key) const {
+    if (bpf_map_delete_elem(fd_.get(), &key) != 0 && errno != ENOENT)
+      return system_error("cannot delete from BPF map", name_, errno);
+    return Ok{};
+  }
+
+  /// A snapshot as far as entries do not come and go meanwhile.
+  Result<std::vector<Key>> keys() const {
+    std::vector<Key> keys;
+    Key key{};
+    const Key* previous = nullptr;
+    while (bpf_map_get_next_key(fd_.get(), previous, &key) == 0) {
+      keys.push_back(key);
+      previous = &keys.back();
+    }
+    if (errno != ENOENT) return system_error("cannot list BPF map", name_, errno);
+    return keys;
+  }
+
+  int fd() const { return fd_.get(); }
+
+ private:
+  BpfMap(std::string name, Fd fd) : name_(std::move(name)), fd_(std::move(fd)) {}
+  std::string name_;
+  Fd fd_;
+};
+
+}  // namespace egressclass

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath/node_datapath.h"
+
+#include <bpf/bpf.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "core/mark.h"
+#include "datapath/attachment_store.h"
+#include "datapath/maps.h"
+#include "datapath/netlink.h"
+#include "datapath/nft.h"
+#include "datapath/pod_datapath.h"
+#include "datapath/programs.h"
+#include "datapath/rulesets.h"
+#include "datapath/system_changes.h"
+#include "datapath/tunnel.h"
+#include "util/file.h"
+
+namespace egressclass {
+namespace {
+
+struct BytesLess {
+  template <class T>
+  bool operator()(const T& a, const T& b) const {
+    return std::memcmp(&a, &b, sizeof(T)) < 0;
+  }
+};
+
+template <class Key, class Value>
+using Entries = std::map<Key, Value, BytesLess>;
+
+/// Sets what differs, then deletes what is not wanted.
+template <class Key, class Value>
+Status make_equal(const BpfMap<Key, Value>& map, const Entries<Key, Value>& wanted) {
+  for (const auto& [key, value] : wanted) {
+    auto present = map.find(key);
+    if (!present) return present.error();
+    if (*present && std::memcmp(&**present, &value, sizeof(value)) == 0) continue;
+    if (auto set = map.set(key, value); !set) return set;
+  }
+  auto keys = map.keys();
+  if (!keys) return keys.error();
+  for (const Key& key : *keys)
+    if (!wanted.contains(key))
+      if (auto erased = map.erase(key); !erased) return erased;
+  return Ok{};
+}
+
+/// Gateways that are watched already keep what is known of them.
+Status write_gateways(const Plan& plan) {
+  auto map = open_gateways_map();
+  if (!map) return map.error();
+  Entries<ec_ip, ec_gateway> wanted;
+  for (const PlannedClass& c : plan.classes) {
+    if (c.local) continue;
+    auto present = map->find(to_ec(c.gateway));
+    if (!present) return present.error();
+    wanted[to_ec(c.gateway)] = present->value_or(ec_gateway{});
+  }
+  return make_equal(*map, wanted);
+}
+
+Status write_classes(const Plan& plan, const std::map<std::string, std::uint32_t>& rulesets) {
+  Entries<__u32, ec_class> classes;
+  Entries<__u32, __u32> vnis;
+  for (const PlannedClass& c : plan.classes) {
+    ec_class entry{};
+    entry.vni = c.vni;
+    entry.mark = c.mark;
+    entry.ruleset = rulesets.at(c.name);
+    entry.path = c.local ? EC_PATH_LOCAL : EC_PATH_TUNNEL;
+    entry.gateway = to_ec(c.gateway);
+    classes[c.id] = entry;
+    vnis[c.vni] = c.id;
+  }
+  auto classes_map = open_classes_map();
+  if (!classes_map) return classes_map.error();
+  auto vnis_map = open_vnis_map();
+  if (!vnis_map) return vnis_map.error();
+  if (auto done = make_equal(*classes_map, classes); !done) return done;
+  return make_equal(*vnis_map, vnis);
+}
+
+Status write_node(const Plan& plan, const Tunnel& tunnel) {
+  ec_node node{};
+  node.layout = EC_LAYOUT;
+  node.applied = 1;
+  node.tunnel_ifindex = static_cast<__u32>(tunnel.ifindex);
+  node.underlay = plan.underlay.is_v4() ? plan.underlay.v4() : 0;
+  node.mark_mask = plan.mark_mask;
+  node.return_mark = return_mark(plan.mark_mask);
+  node.reply_mark = reply_mark(plan.mark_mask);
+  node.probe_mark = probe_mark(plan.mark_mask);
+  auto map = open_node_map();
+  if (!map) return map.error();
+  return map->set(0, node);
+}
+
+/// Egress IPs, and forwarding on the interfaces that replies to them come in by.
+Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
+  for (const PlannedClass& c : plan.classes) {
+    if (!c.local) continue;
+    auto link = netlink.link(c.egress_ifindex);
+    if (!link) return link.error();
+    if (!*link) return make_error("the interface for an egress IP is gone", c.egress_ip.str());
+    const std::string forwarding = "net/ipv4/conf/" + (*link)->name + "/forwarding";
+    if (auto set = changes.set_sysctl(forwarding, "1"); !set) return set;
+    if (auto placed = changes.place_address(netlink, c.egress_ifindex, c.egress_ip); !placed) return placed;
+  }
+  return Ok{};
+}
+
+std::set<Ip> local_egress_ips(const Plan& plan) {
+  std::set<Ip> ips;
+  for (const PlannedClass& c : plan.classes)
+    if (c.local) ips.insert(c.egress_ip);
+  return ips;
+}
+
+void note_attached(NodeFacts& facts, const Attachment& attachment) {
+  facts.attached[attachment.class_id] = attachment.class_name;
+  for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
+}
+
+}  // namespace
+
+Result<NodeFacts> gather_facts() {
+  NodeFacts facts;
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  auto addresses = netlink->addresses();
+  if (!addresses) return addresses.error();
+  for (const InterfaceAddress& a : *addresses) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
+  for (const InterfaceAddress& a : *addresses)
+    if (auto link = netlink->link(a.ifindex); link && *link) facts.interfaces[(*link)->name] = a.ifindex;
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
+  for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
+  for (const Attachment& attachment : list_attachments()) note_attached(facts, attachment);
+  auto applied = read_applied();
+  if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
+  return facts;
+}
+
+Status realize(const Plan& plan) {
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
+  auto programs = install_programs(list_attachments());
+  if (!programs) return programs.error();
+
+  // Towards the outside first: nothing may be sent to a place that is not ready for it.
+  Tunnel tunnel;
+  if (!plan.classes.empty()) {
+    auto ensured = ensure_tunnel(*netlink, plan, *programs);
+    if (!ensured) return ensured.error();
+    tunnel = *ensured;
+  }
+  if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
+  if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
+  if (auto written = write_gateways(plan); !written) return written;
+  auto rulesets = write_rulesets(plan);
+  if (!rulesets) return rulesets.error();
+  if (auto written = write_classes(plan, *rulesets); !written) return written;
+  if (auto written = write_node(plan, tunnel); !written) return written;
+
+  // Then what nothing leads to any more.
+  if (auto removed = remove_unused_rulesets(*rulesets); !removed) return removed;
+  if (plan.classes.empty())
+    if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed;
+  if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed) return removed;
+  return write_file_atomic(paths::kAppliedClasses, plan.applied.to_json());
+}
+
+Result<std::size_t> tear_down() {
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
+
+  // Before anything goes: classified traffic is dropped from here on.
+  std::uint32_t mark_mask = kDefaultMarkMask;
+  if (auto node = read_node()) {
+    mark_mask = node->mark_mask;
+    node->applied = 0;
+    auto map = open_node_map();
+    if (!map) return map.error();
+    if (auto set = map->set(0, *node); !set) return set.error();
+  }
+  std::filesystem::remove(paths::kAppliedClasses);
+  std::filesystem::remove(paths::kAppliedConfig);
+
+  if (auto removed = remove_tunnel(*netlink, mark_mask); !removed) return removed.error();
+  if (auto removed = changes->remove_addresses_except(*netlink, {}); !removed) return removed.error();
+  if (auto restored = changes->restore_sysctls(); !restored) return restored.error();
+  if (auto removed = remove_nft(); !removed) return removed.error();
+
+  // Pods whose veth is gone are no reason to stay.
+  std::size_t pods = 0;
+  for (const Attachment& attachment : list_attachments()) {
+    auto link = netlink->link(attachment.host_ifindex);
+    if (!link) return link.error();
+    const bool alive = *link && (*link)->name == attachment.host_veth && (*link)->mac == attachment.host_mac;
+    pods += alive ? 1 : 0;
+    if (alive) continue;
+    if (auto detached = detach_pod(attachment); !detached) return detached.error();
+    if (auto forgotten = remove_attachment(attachment.key); !forgotten) return forgotten.error();
+  }
+  if (pods != 0) return pods;
+  if (auto removed = remove_pins(); !removed) return removed.error();
+  std::error_code ec;
+  std::filesystem::remove_all(paths::kRunDir, ec);
+  if (ec) return system_error("cannot remove", paths::kRunDir, ec.value());
+  return pods;
+}
+
+}  // namespace egressclass

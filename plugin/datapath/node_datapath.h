@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel's state of the whole node: made equal to a plan, or removed. Callers hold the node's lock alone.
+#pragma once
+
+#include "core/plan.h"
+#include "util/result.h"
+
+namespace egressclass {
+
+/// What make_plan() needs to know, read from the kernel and the state folder.
+Result<NodeFacts> gather_facts();
+
+/// Makes the node equal to `plan`, whatever it was before; what is right already is not touched.
+/// A failure leaves a mixture in which nothing leaks; realize() of another plan, or tear_down(), mends it.
+Status realize(const Plan& plan);
+
+/// Removes everything of ours, except that pods with a class keep their classifier, which drops what it would have
+/// steered. Returns how many such pods there are.
+Result<std::size_t> tear_down();
+
+}  // namespace egressclass

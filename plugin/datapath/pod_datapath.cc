@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath/pod_datapath.h"
+
+#include <bpf/bpf.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "cni/codes.h"
+#include "datapath/bpf_link.h"
+#include "datapath/maps.h"
+#include "datapath/netlink.h"
+
+namespace egressclass {
+namespace {
+
+std::string link_pin(const Attachment& attachment) {
+  return std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex);
+}
+
+ec_attachment attachment_entry(const Attachment& attachment) {
+  ec_attachment entry{};
+  entry.cookie = attachment.cookie();
+  entry.class_id = attachment.class_id;
+  std::memcpy(entry.pod_mac, attachment.pod_mac.data(), sizeof(entry.pod_mac));
+  return entry;
+}
+
+ec_endpoint endpoint_entry(const Attachment& attachment) {
+  ec_endpoint entry{};
+  entry.cookie = attachment.cookie();
+  entry.ifindex = static_cast<__u32>(attachment.host_ifindex);
+  entry.class_id = attachment.class_id;
+  std::memcpy(entry.pod_mac, attachment.pod_mac.data(), sizeof(entry.pod_mac));
+  std::memcpy(entry.host_mac, attachment.host_mac.data(), sizeof(entry.host_mac));
+  return entry;
+}
+
+template <class Entry>
+bool same_bytes(const Entry& a, const Entry& b) {
+  return std::memcmp(&a, &b, sizeof(Entry)) == 0;
+}
+
+Error check_error(const Attachment& attachment, const std::string& what) {
+  return Error{codes::kCheckFailed, "the egress class of the pod is not in force",
+               what + " (class \"" + attachment.class_name + "\", host veth " + attachment.host_veth + ", ifindex " +
+                   std::to_string(attachment.host_ifindex) + "); restart the pod"};
+}
+
+Result<Fd> open_classifier() {
+  const std::string path = std::string(paths::kProgramPins) + "/classify";
+  Fd program(bpf_obj_get(path.c_str()));
+  if (!program) return system_error("cannot open the classifier", path, errno, "has `egressctl apply` run?");
+  return program;
+}
+
+Status attach_steps(const Attachment& attachment) {
+  auto program = open_classifier();
+  if (!program) return program.error();
+  auto endpoints = open_endpoints_map();
+  if (!endpoints) return endpoints.error();
+  auto attachments = open_attachments_map();
+  if (!attachments) return attachments.error();
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+
+  // The entries come first: a classifier without its entry drops, and one with it is complete.
+  const auto ifindex = static_cast<__u32>(attachment.host_ifindex);
+  if (auto done = attachments->set(ifindex, attachment_entry(attachment)); !done) return done;
+  for (const Ip& ip : attachment.addresses)
+    if (auto done = endpoints->set(to_ec(ip), endpoint_entry(attachment)); !done) return done;
+  if (auto done = attach_link(program->get(), attachment.host_ifindex, Hook::kIngress, link_pin(attachment)); !done)
+    return done;
+  return check_pod(attachment);
+}
+
+/// False: `egressctl apply` never ran, or not since the last boot.
+bool datapath_exists() { return ::access(paths::kMapPins, F_OK) == 0 || errno != ENOENT; }
+
+}  // namespace
+
+Status attach_pod(const Attachment& attachment) {
+  auto done = attach_steps(attachment);
+  if (done || done.error().code == codes::kCheckFailed) return done;
+  Error error = done.error();
+  error.code = codes::kAttachFailed;
+  return error;
+}
+
+Status detach_pod(const Attachment& attachment) {
+  if (!datapath_exists()) return Ok{};
+  auto attachments = open_attachments_map();
+  if (!attachments) return attachments.error();
+  auto endpoints = open_endpoints_map();
+  if (!endpoints) return endpoints.error();
+
+  const auto ifindex = static_cast<__u32>(attachment.host_ifindex);
+  auto entry = attachments->find(ifindex);
+  if (!entry) return entry.error();
+  if (*entry && (*entry)->cookie == attachment.cookie()) {
+    const std::string pin = link_pin(attachment);
+    auto link = read_link(pin);
+    if (!link) return link.error();
+    // A live link is bound to the device itself, so this is our veth, and no later one with the same ifindex.
+    if (*link && (*link)->ifindex == attachment.host_ifindex) {
+      auto netlink = Netlink::open();
+      if (!netlink) return netlink.error();
+      auto down = netlink->set_up(attachment.host_ifindex, false);
+      auto still_there = netlink->link(attachment.host_ifindex);
+      if (!down && still_there && *still_there) return down;
+    }
+    if (auto removed = remove_link(pin); !removed) return removed;
+    if (auto erased = attachments->erase(ifindex); !erased) return erased;
+  }
+  for (const Ip& ip : attachment.addresses) {
+    auto endpoint = endpoints->find(to_ec(ip));
+    if (!endpoint) return endpoint.error();
+    if (!*endpoint || (*endpoint)->cookie != attachment.cookie()) continue;
+    if (auto erased = endpoints->erase(to_ec(ip)); !erased) return erased;
+  }
+  return Ok{};
+}
+
+Result<std::optional<Attachment>> recover_attachment(const std::string& key) {
+  if (!datapath_exists()) return std::optional<Attachment>();
+  auto attachments = open_attachments_map();
+  if (!attachments) return attachments.error();
+  auto endpoints = open_endpoints_map();
+  if (!endpoints) return endpoints.error();
+
+  Attachment found;
+  found.key = key;
+  auto ifindexes = attachments->keys();
+  if (!ifindexes) return ifindexes.error();
+  for (const __u32 ifindex : *ifindexes)
+    if (auto entry = attachments->find(ifindex); entry && *entry && (*entry)->cookie == found.cookie())
+      found.host_ifindex = static_cast<int>(ifindex);
+  auto ips = endpoints->keys();
+  if (!ips) return ips.error();
+  for (const ec_ip& ip : *ips)
+    if (auto entry = endpoints->find(ip); entry && *entry && (*entry)->cookie == found.cookie())
+      found.addresses.push_back(from_ec(ip));
+  if (found.host_ifindex == 0 && found.addresses.empty()) return std::optional<Attachment>();
+  return std::optional<Attachment>(std::move(found));
+}
+
+Status check_pod(const Attachment& attachment) {
+  auto attachments = open_attachments_map();
+  if (!attachments) return attachments.error();
+  auto endpoints = open_endpoints_map();
+  if (!endpoints) return endpoints.error();
+  auto classifier = open_classifier();
+  if (!classifier) return classifier.error();
+
+  auto link = read_link(link_pin(attachment));
+  if (!link) return link.error();
+  if (!*link) return check_error(attachment, "the pin of the classifier's link is missing");
+  if ((*link)->ifindex != attachment.host_ifindex) return check_error(attachment, "the host veth is gone");
+  auto expected = program_id(classifier->get());
+  if (!expected) return expected.error();
+  if ((*link)->program_id != *expected) return check_error(attachment, "another program sits in the classifier's link");
+
+  auto entry = attachments->find(static_cast<__u32>(attachment.host_ifindex));
+  if (!entry) return entry.error();
+  if (!*entry || !same_bytes(**entry, attachment_entry(attachment)))
+    return check_error(attachment, "the pod's entry in the map `attachments` is missing or not what ADD wrote");
+  for (const Ip& ip : attachment.addresses) {
+    auto endpoint = endpoints->find(to_ec(ip));
+    if (!endpoint) return endpoint.error();
+    if (!*endpoint || !same_bytes(**endpoint, endpoint_entry(attachment)))
+      return check_error(attachment, "the entry of " + ip.str() + " in the map `endpoints` is missing or wrong");
+  }
+  return Ok{};
+}
+
+}  // namespace egressclass

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath/programs.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "datapath/bpf_link.h"
+#include "datapath/maps.h"
+#include "util/c_handle.h"
+
+// Generated; needs the libbpf headers above it.
+#include "egressclass.skel.h"
+
+namespace egressclass {
+namespace {
+
+using Skeleton = CHandle<egressclass_bpf, egressclass_bpf__destroy>;
+
+// libbpf prints why the kernel refused; kept for the error's details.
+std::string libbpf_said;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+
+__attribute__((format(printf, 2, 0))) int remember(libbpf_print_level level, const char* format, va_list arguments) {
+  if (level != LIBBPF_WARN) return 0;
+  std::array<char, 1024> text{};
+  const int length = std::vsnprintf(text.data(), text.size(), format, arguments);
+  libbpf_said += text.data();
+  constexpr std::size_t kKeep = 2000;
+  if (libbpf_said.size() > kKeep) libbpf_said.erase(0, libbpf_said.size() - kKeep);
+  return length;
+}
+
+Status make_pin_folders() {
+  struct statfs fs {};
+  if (::statfs(paths::kBpffs, &fs) != 0 || fs.f_type != BPF_FS_MAGIC)
+    return make_error("no BPF file system", std::string(paths::kBpffs) + " is none; mount -t bpf bpf " + paths::kBpffs);
+  std::error_code ec;
+  for (const char* folder : {paths::kMapPins, paths::kProgramPins, paths::kLinkPins})
+    if (std::filesystem::create_directories(folder, ec); ec)
+      return system_error("cannot make the folder for pins", folder, ec.value());
+  return Ok{};
+}
+
+Status refuse_other_layout() {
+  auto map = open_node_map();
+  if (!map) return Ok{};  // nothing pinned yet
+  auto node = map->find(0);
+  if (!node) return node.error();
+  if (*node && (*node)->layout != 0 && (*node)->layout != EC_LAYOUT)
+    return make_error("the pinned maps are of another version",
+                      std::string(paths::kMapPins) + ": layout " + std::to_string((*node)->layout) +
+                          ", this build has " + std::to_string(EC_LAYOUT) +
+                          "; run `egressctl down` of the version that pinned them");
+  return Ok{};
+}
+
+Result<Skeleton> load() {
+  libbpf_set_print(remember);
+  libbpf_said.clear();
+  Skeleton skeleton(egressclass_bpf__open());
+  if (!skeleton) return system_error("cannot open the BPF object", "egressclass.bpf.o", errno, libbpf_said);
+  bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, skeleton->obj) {
+    if (bpf_map__is_internal(map)) continue;
+    const std::string pin = std::string(paths::kMapPins) + "/" + bpf_map__name(map);
+    if (const int err = bpf_map__set_pin_path(map, pin.c_str()); err != 0)
+      return system_error("cannot set the pin of map", pin, -err);
+  }
+  if (const int err = egressclass_bpf__load(skeleton.get()); err != 0)
+    return system_error("the kernel refused the BPF programs", "egressclass.bpf.o", -err,
+                        "needed: kernel 6.6 or newer with BTF and nf_conntrack; libbpf says: " + libbpf_said);
+  return skeleton;
+}
+
+bool same_program(int a, int b) {
+  bpf_prog_info first{};
+  bpf_prog_info second{};
+  __u32 first_size = sizeof(first);
+  __u32 second_size = sizeof(second);
+  return bpf_obj_get_info_by_fd(a, &first, &first_size) == 0 && bpf_obj_get_info_by_fd(b, &second, &second_size) == 0 &&
+         std::equal(std::begin(first.tag), std::end(first.tag), std::begin(second.tag));
+}
+
+/// The pinned program, replaced by `program` unless the two are the same.
+Result<Fd> pin_program(const bpf_program* program) {
+  const std::string pin = std::string(paths::kProgramPins) + "/" + bpf_program__name(program);
+  Fd pinned(bpf_obj_get(pin.c_str()));
+  if (pinned && same_program(pinned.get(), bpf_program__fd(program))) return pinned;
+  if (pinned && ::unlink(pin.c_str()) != 0) return system_error("cannot replace the pin", pin, errno);
+  if (bpf_obj_pin(bpf_program__fd(program), pin.c_str()) != 0) return system_error("cannot pin program", pin, errno);
+  Fd now(bpf_obj_get(pin.c_str()));
+  if (!now) return system_error("cannot open the pinned program", pin, errno);
+  return now;
+}
+
+}  // namespace
+
+Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
+  if (auto made = make_pin_folders(); !made) return made.error();
+  if (auto same = refuse_other_layout(); !same) return same.error();
+  auto skeleton = load();
+  if (!skeleton) return skeleton.error();
+
+  const auto& progs = (*skeleton)->progs;
+  auto classify = pin_program(progs.classify);
+  if (!classify) return classify.error();
+  auto tunnel_in = pin_program(progs.tunnel_in);
+  if (!tunnel_in) return tunnel_in.error();
+  auto tunnel_out = pin_program(progs.tunnel_out);
+  if (!tunnel_out) return tunnel_out.error();
+
+  for (const Attachment& attachment : attachments) {
+    const std::string pin = std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex);
+    auto link = read_link(pin);
+    if (!link) return link.error();
+    if (!*link || (*link)->ifindex != attachment.host_ifindex) continue;  // its veth is gone; DEL will follow
+    if (auto done = attach_link(classify->get(), attachment.host_ifindex, Hook::kIngress, pin); !done)
+      return done.error();
+  }
+  return Programs{std::move(*classify), std::move(*tunnel_in), std::move(*tunnel_out)};
+}
+
+Status remove_pins() {
+  std::error_code ec;
+  std::filesystem::remove_all(paths::kPins, ec);
+  if (ec && ec != std::errc::no_such_file_or_directory)
+    return system_error("cannot remove the pins", paths::kPins, ec.value());
+  return Ok{};
+}
+
+}  // namespace egressclass

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The BPF programs and maps of this build, loaded into the kernel and pinned.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/attachment.h"
+#include "util/fd.h"
+#include "util/result.h"
+
+namespace egressclass {
+
+/// Program descriptors; the pins hold them too.
+struct Programs {
+  Fd classify;
+  Fd tunnel_in;
+  Fd tunnel_out;
+};
+
+/// Loads what is not pinned yet. Pinned maps are kept with their content (refused when of another layout), pinned
+/// programs are replaced when this build has others; the links of `attachments` follow at once, in place.
+Result<Programs> install_programs(const std::vector<Attachment>& attachments);
+
+/// Removes every pin. Links that still hold a program lose it.
+Status remove_pins();
+
+}  // namespace egressclass

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath/system_changes.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "datapath/announce.h"
+#include "datapath/paths.h"
+#include "util/fd.h"
+#include "util/file.h"
+#include "util/json.h"
+
+namespace egressclass {
+namespace {
+
+constexpr std::size_t kMaxBytes = 4U << 20U;
+
+std::string sysctl_path(const std::string& name) { return "/proc/sys/" + name; }
+
+}  // namespace
+
+Result<std::string> read_sysctl(const std::string& name) {
+  auto text = read_file(sysctl_path(name), 4096);
+  if (!text) return text.error();
+  if (!*text) return make_error("no such sysctl", name);
+  std::string value = **text;
+  while (!value.empty() && value.back() == '\n') value.pop_back();
+  return value;
+}
+
+Status write_sysctl(const std::string& name, const std::string& value) {
+  const Fd fd(::open(sysctl_path(name).c_str(), O_WRONLY | O_CLOEXEC));
+  if (!fd || ::write(fd.get(), value.data(), value.size()) != static_cast<ssize_t>(value.size()))
+    return system_error("cannot set sysctl", name, errno);
+  return Ok{};
+}
+
+Result<SystemChanges> SystemChanges::load() {
+  SystemChanges changes;
+  auto text = read_file(paths::kSystemChanges, kMaxBytes);
+  if (!text) return text.error();
+  if (!*text) return changes;
+  auto json = parse_json(**text);
+  if (!json) return make_error("broken state file", std::string(paths::kSystemChanges) + ": " + json.error().details);
+  try {
+    for (const auto& [name, value] : json->at("sysctls").items()) changes.sysctls_[name] = value.get<std::string>();
+    for (const auto& [address, ifindex] : json->at("addresses").items())
+      if (const auto ip = Ip::parse(address)) changes.addresses_[*ip] = ifindex.get<int>();
+  } catch (const nlohmann::json::exception& e) {
+    return make_error("broken state file", std::string(paths::kSystemChanges) + ": " + e.what());
+  }
+  return changes;
+}
+
+Status SystemChanges::save() const {
+  Json json = {{"sysctls", Json::object()}, {"addresses", Json::object()}};
+  for (const auto& [name, value] : sysctls_) json["sysctls"][name] = value;
+  for (const auto& [ip, ifindex] : addresses_) json["addresses"][ip.str()] = ifindex;
+  return write_file_atomic(paths::kSystemChanges, dump_json(json) + "\n", 0600);
+}
+
+Status SystemChanges::set_sysctl(const std::string& name, const std::string& value) {
+  auto current = read_sysctl(name);
+  if (!current) return current.error();
+  if (*current == value) return Ok{};
+  if (sysctls_.try_emplace(name, *current).second)
+    if (auto saved = save(); !saved) return saved;
+  return write_sysctl(name, value);
+}
+
+Status SystemChanges::place_address(const Netlink& netlink, int ifindex, const Ip& ip) {
+  auto present = netlink.addresses();
+  if (!present) return present.error();
+  const auto found = std::ranges::find(*present, ip, &InterfaceAddress::ip);
+  if (found != present->end() && (found->ifindex == ifindex || !addresses_.contains(ip))) return Ok{};
+  if (found != present->end())  // ours, on another interface than wanted
+    if (auto moved = netlink.delete_address(found->ifindex, ip); !moved) return moved;
+
+  addresses_[ip] = ifindex;
+  if (auto saved = save(); !saved) return saved;
+  if (auto added = netlink.add_address(ifindex, ip); !added) return added;
+  return announce_address(netlink, ifindex, ip);
+}
+
+Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted) {
+  for (auto it = addresses_.begin(); it != addresses_.end();) {
+    if (wanted.contains(it->first)) {
+      ++it;
+      continue;
+    }
+    if (auto deleted = netlink.delete_address(it->second, it->first); !deleted) return deleted;
+    it = addresses_.erase(it);
+  }
+  return save();
+}
+
+Status SystemChanges::restore_sysctls() {
+  for (const auto& [name, value] : sysctls_)
+    if (std::filesystem::exists(sysctl_path(name)))
+      if (auto written = write_sysctl(name, value); !written) return written;
+  sysctls_.clear();
+  return save();
+}
+
+}  // namespace egressclass

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath/tunnel.h"
+
+#include <linux/fib_rules.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <netlink/errno.h>
+#include <netlink/route/link.h>
+#include <netlink/route/link/vxlan.h>
+#include <netlink/route/nexthop.h>
+#include <netlink/route/route.h>
+#include <netlink/route/rule.h>
+
+#include <cerrno>
+#include <string>
+
+#include "core/mark.h"
+#include "datapath/bpf_link.h"
+#include "datapath/paths.h"
+#include "datapath/system_changes.h"
+
+namespace egressclass {
+namespace {
+
+using LinkHandle = CHandle<rtnl_link, rtnl_link_put>;
+using RuleHandle = CHandle<rtnl_rule, rtnl_rule_put>;
+using RouteHandle = CHandle<rtnl_route, rtnl_route_put>;
+
+constexpr unsigned kVxlanBytes = 50;  // outer Ethernet, IPv4, UDP, VXLAN
+constexpr std::uint32_t kTable = 8479;
+constexpr std::uint32_t kRulePriority = 84;  // before the rules of cloud CNIs for pod addresses (AWS: 512)
+constexpr const char* kDevice = paths::kTunnelDevice;
+
+/// The MAC by which the programs know a node's egress0; see tunnel_mac() in bpf/egressclass.bpf.c.
+Mac tunnel_mac(const Ip& underlay) {
+  return {0x02, 0xec, underlay.bytes[12], underlay.bytes[13], underlay.bytes[14], underlay.bytes[15]};
+}
+
+Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& plan) {
+  if (link.kind != "vxlan")
+    return make_error("the device egress0 is not ours", "it is of kind \"" + link.kind + "\"; rename or remove it");
+  rtnl_link* raw = nullptr;
+  if (const int err = rtnl_link_get_kernel(netlink.socket(), link.ifindex, nullptr, &raw); err < 0)
+    return netlink_error("cannot read link", kDevice, err);
+  const LinkHandle owner(raw);
+  std::uint32_t port = 0;
+  rtnl_link_vxlan_get_port(raw, &port);
+  return rtnl_link_vxlan_get_collect_metadata(raw) == 1 && port == plan.tunnel_port &&
+         link.mac == tunnel_mac(plan.underlay);
+}
+
+Status create_device(const Netlink& netlink, const Plan& plan, unsigned mtu) {
+  const LinkHandle link(rtnl_link_vxlan_alloc());
+  rtnl_link_set_name(link.get(), kDevice);
+  rtnl_link_vxlan_set_port(link.get(), plan.tunnel_port);
+  rtnl_link_vxlan_set_collect_metadata(link.get(), 1);
+  rtnl_link_vxlan_set_learning(link.get(), 0);
+  rtnl_link_set_mtu(link.get(), mtu);
+  rtnl_link_set_flags(link.get(), IFF_NOARP);  // the programs write the MAC addresses
+  const Mac mac = tunnel_mac(plan.underlay);
+  CHandle<nl_addr, nl_addr_put> address(nl_addr_build(AF_LLC, mac.data(), mac.size()));
+  rtnl_link_set_addr(link.get(), address.get());
+  if (const int err = rtnl_link_add(netlink.socket(), link.get(), NLM_F_CREATE | NLM_F_EXCL); err < 0)
+    return netlink_error("cannot create the tunnel device", kDevice, err);
+  return Ok{};
+}
+
+/// A device that cannot listen on its port stays down: then another one, or a program, has the port.
+Status set_device_up(const Netlink& netlink, int ifindex, const Plan& plan) {
+  auto up = netlink.set_up(ifindex, true);
+  if (up) return up;
+  Error error = up.error();
+  error.msg = "cannot set the tunnel device up";
+  error.details = std::string(kDevice) + ": " + error.details + "; is UDP port " + std::to_string(plan.tunnel_port) +
+                  " in use (another VXLAN device, a program)? see `tunnel.port` in the configuration";
+  return error;
+}
+
+Status set_device_sysctls() {
+  const std::string ipv4 = std::string("net/ipv4/conf/") + kDevice + "/";
+  auto all = read_sysctl("net/ipv4/conf/all/rp_filter");
+  if (!all) return all.error();
+  // Pods' addresses have no route through egress0. The stricter of `all` and the device counts, except that 2 wins
+  // over 1.
+  if (auto set = write_sysctl(ipv4 + "rp_filter", *all == "0" ? "0" : "2"); !set) return set;
+  if (auto set = write_sysctl(ipv4 + "forwarding", "1"); !set) return set;
+  const std::string ipv6 = std::string("net/ipv6/conf/") + kDevice + "/disable_ipv6";
+  if (!read_sysctl(ipv6)) return Ok{};  // a kernel without IPv6
+  return write_sysctl(ipv6, "1");       // keeps router solicitations out of the tunnel
+}
+
+RuleHandle return_rule(std::uint32_t mark_mask) {
+  RuleHandle rule(rtnl_rule_alloc());
+  rtnl_rule_set_family(rule.get(), AF_INET);
+  rtnl_rule_set_prio(rule.get(), kRulePriority);
+  rtnl_rule_set_mark(rule.get(), return_mark(mark_mask));
+  rtnl_rule_set_mask(rule.get(), mark_mask);
+  rtnl_rule_set_table(rule.get(), kTable);
+  rtnl_rule_set_action(rule.get(), FR_ACT_TO_TBL);
+  return rule;
+}
+
+Status ensure_return_route(const Netlink& netlink, std::uint32_t mark_mask, int ifindex) {
+  const RouteHandle route(rtnl_route_alloc());
+  CHandle<nl_addr, nl_addr_put> anywhere(nl_addr_alloc(4));
+  nl_addr_set_family(anywhere.get(), AF_INET);
+  nl_addr_set_prefixlen(anywhere.get(), 0);
+  rtnl_route_set_family(route.get(), AF_INET);
+  rtnl_route_set_dst(route.get(), anywhere.get());
+  rtnl_route_set_table(route.get(), kTable);
+  rtnl_route_set_scope(route.get(), RT_SCOPE_LINK);
+  rtnl_route_set_type(route.get(), RTN_UNICAST);
+  rtnl_nexthop* hop = rtnl_route_nh_alloc();
+  rtnl_route_nh_set_ifindex(hop, ifindex);
+  rtnl_route_add_nexthop(route.get(), hop);
+  if (const int err = rtnl_route_add(netlink.socket(), route.get(), NLM_F_CREATE | NLM_F_REPLACE); err < 0)
+    return netlink_error("cannot add the return route", "table " + std::to_string(kTable), err);
+
+  const RuleHandle rule = return_rule(mark_mask);
+  if (const int err = rtnl_rule_add(netlink.socket(), rule.get(), NLM_F_CREATE | NLM_F_EXCL);
+      err < 0 && err != -NLE_EXIST)
+    return netlink_error("cannot add the return rule", "priority " + std::to_string(kRulePriority), err);
+  return Ok{};
+}
+
+}  // namespace
+
+const char* const kTunnelInPin = "/sys/fs/bpf/egressclass/links/egress0-in";
+const char* const kTunnelOutPin = "/sys/fs/bpf/egressclass/links/egress0-out";
+
+Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Programs& programs) {
+  auto underlay = netlink.link(plan.underlay_ifindex);
+  if (!underlay) return underlay.error();
+  if (!*underlay) return make_error("the uplink is gone", "ifindex " + std::to_string(plan.underlay_ifindex));
+  const unsigned mtu = (*underlay)->mtu - kVxlanBytes;
+
+  auto link = netlink.link(kDevice);
+  if (!link) return link.error();
+  if (*link) {
+    auto good = is_as_wanted(netlink, **link, plan);
+    if (!good) return good.error();
+    if (!*good || (*link)->mtu != mtu) {
+      if (auto deleted = netlink.delete_link((*link)->ifindex); !deleted) return deleted.error();
+      *link = std::nullopt;
+    }
+  }
+  if (!*link) {
+    if (auto created = create_device(netlink, plan, mtu); !created) return created.error();
+    link = netlink.link(kDevice);
+    if (!link) return link.error();
+    if (!*link) return make_error("the tunnel device vanished", kDevice);
+  }
+
+  const int ifindex = (*link)->ifindex;
+  if (auto set = set_device_sysctls(); !set) return set.error();
+  // Programs before traffic: without tunnel_in a packet of any sender would be routed.
+  if (auto done = attach_link(programs.tunnel_in.get(), ifindex, Hook::kIngress, kTunnelInPin); !done)
+    return done.error();
+  if (auto done = attach_link(programs.tunnel_out.get(), ifindex, Hook::kEgress, kTunnelOutPin); !done)
+    return done.error();
+  if (auto up = set_device_up(netlink, ifindex, plan); !up) return up.error();
+  if (auto routed = ensure_return_route(netlink, plan.mark_mask, ifindex); !routed) return routed.error();
+  return Tunnel{ifindex, mtu};
+}
+
+Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
+  const RuleHandle rule = return_rule(mark_mask);
+  if (const int err = rtnl_rule_delete(netlink.socket(), rule.get(), 0);
+      err < 0 && err != -NLE_OBJ_NOTFOUND && err != -NLE_NOADDR)
+    return netlink_error("cannot remove the return rule", "priority " + std::to_string(kRulePriority), err);
+  auto link = netlink.link(kDevice);
+  if (!link) return link.error();
+  if (*link && (*link)->kind == "vxlan")  // its route goes with it
+    if (auto deleted = netlink.delete_link((*link)->ifindex); !deleted) return deleted;
+  for (const char* pin : {kTunnelInPin, kTunnelOutPin})
+    if (auto removed = remove_link(pin); !removed) return removed;
+  return Ok{};
+}
+
+bool return_route_exists(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex) {
+  nl_cache* raw = nullptr;
+  if (rtnl_rule_alloc_cache(netlink.socket(), AF_INET, &raw) < 0) return false;
+  const CHandle<nl_cache, nl_cache_free> rules(raw);
+  bool rule_found = false;
+  for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
+    auto* rule = reinterpret_cast<rtnl_rule*>(o);
+    rule_found |= rtnl_rule_get_prio(rule) == kRulePriority && rtnl_rule_get_table(rule) == kTable &&
+                  rtnl_rule_get_mark(rule) == return_mark(mark_mask) && rtnl_rule_get_mask(rule) == mark_mask;
+  }
+  if (rtnl_route_alloc_cache(netlink.socket(), AF_INET, 0, &raw) < 0) return false;
+  const CHandle<nl_cache, nl_cache_free> routes(raw);
+  bool route_found = false;
+  for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
+    auto* route = reinterpret_cast<rtnl_route*>(o);
+    if (rtnl_route_get_table(route) != kTable || rtnl_route_get_nnexthops(route) == 0) continue;
+    route_found |= rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(route, 0)) == tunnel_ifindex;
+  }
+  return rule_found && route_found;
+}
+
+}  // namespace egressclass

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// egress0, the tunnel between nodes: a VXLAN device whose keys the BPF programs set and read, and the route that leads
+// replies into it on gateways.
+#pragma once
+
+#include <cstdint>
+
+#include "core/plan.h"
+#include "datapath/netlink.h"
+#include "datapath/programs.h"
+#include "util/result.h"
+
+namespace egressclass {
+
+struct Tunnel {
+  int ifindex = 0;
+  unsigned mtu = 0;
+};
+
+/// Makes device, programs on it, rule and route; keeps what is right already. A device of that name that is not
+/// ours is an error.
+Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Programs& programs);
+
+/// Removes all that. Absent already is success.
+Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask);
+
+/// Whether the rule and the route are in place.
+bool return_route_exists(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex);
+
+/// Link pins of the two programs on egress0.
+extern const char* const kTunnelInPin;
+extern const char* const kTunnelOutPin;
+
+}  // namespace egressclass
