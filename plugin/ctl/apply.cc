@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
+#include <optional>
+#include <vector>
+
+#include "core/config.h"
+#include "core/plan.h"
+#include "ctl/commands.h"
+#include "datapath/node_datapath.h"
+#include "datapath/paths.h"
+#include "util/file.h"
+#include "util/lock.h"
+
+namespace egressclass::ctl {
+namespace {
+
+int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) {
+  std::fprintf(stderr, "%s\negressctl: nothing was changed\n", format_problems(file, problems).c_str());
+  return kBadConfig;
+}
+
+/// Back to the configuration that was in force, or to none.
+void roll_back(const std::optional<std::string>& previous) {
+  std::vector<ConfigProblem> problems;
+  const auto config = previous ? parse_config(*previous, &problems) : std::nullopt;
+  auto facts = gather_facts();
+  const auto plan = config && facts ? make_plan(*config, *facts, &problems) : std::nullopt;
+  if (plan) {
+    if (auto restored = realize(*plan); restored) {
+      std::fprintf(stderr, "egressctl: the configuration that was in force before is in force again\n");
+      return;
+    }
+  }
+  auto down = tear_down();
+  std::fprintf(stderr, "egressctl: %s\n",
+               down ? "no configuration is in force; traffic of pods with a class is dropped"
+                    : "and removing the rest failed too; traffic of pods with a class is dropped");
+}
+
+void report(const Plan& plan) {
+  std::size_t local = 0;
+  for (const PlannedClass& c : plan.classes) local += c.local ? 1 : 0;
+  std::printf("applied: %zu classes, this node (%s) is the gateway of %zu\n", plan.classes.size(),
+              plan.classes.empty() ? "-" : plan.underlay.str().c_str(), local);
+}
+
+}  // namespace
+
+int apply(const std::string& file, bool check_only) {
+  auto text = read_file(file, kMaxConfigBytes);
+  if (!text) {
+    fail(text.error());
+    return kBadConfig;
+  }
+  if (!*text) return refuse(file, {{"", "", "no such file"}});
+  std::vector<ConfigProblem> problems;
+  const auto config = parse_config(**text, &problems);
+  if (!config) return refuse(file, problems);
+
+  const auto lock = lock_node(LockMode::kExclusive);
+  if (!lock) return fail(lock.error());
+  auto facts = gather_facts();
+  if (!facts) return fail(facts.error());
+  const auto plan = make_plan(*config, *facts, &problems);
+  if (!plan) return refuse(file, problems);
+  if (check_only) {
+    std::printf("%s: good for this node\n", file.c_str());
+    return kSuccess;
+  }
+
+  auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
+  if (!previous) return fail(previous.error());
+  auto done = realize(*plan);
+  if (done) done = write_file_atomic(paths::kAppliedConfig, **text);
+  if (!done) {
+    fail(done.error());
+    roll_back(*previous);
+    return kFailure;
+  }
+  report(*plan);
+  return kSuccess;
+}
+
+}  // namespace egressclass::ctl

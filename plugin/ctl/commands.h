@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// egressctl's commands. Each returns the process's exit code: 0 success, 1 failure, 2 bad configuration.
+#pragma once
+
+#include <string>
+
+#include "util/result.h"
+
+namespace egressclass::ctl {
+
+inline constexpr int kSuccess = 0;
+inline constexpr int kFailure = 1;
+inline constexpr int kBadConfig = 2;
+
+/// Validates `file` and makes the node equal to it. With `check_only` it stops before the first change.
+int apply(const std::string& file, bool check_only);
+/// Removes everything of ours, but for the classifiers of running pods with a class, which drop from then on.
+int down();
+/// Health of the datapath, gateways, classes, counters. kFailure when something is wrong.
+int status(bool json);
+/// The attachments of this node.
+int pods(bool json);
+
+/// Prints the error to stderr; returns kFailure.
+int fail(const Error& error);
+
+}  // namespace egressclass::ctl

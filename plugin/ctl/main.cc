@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operator's command.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "core/config.h"
+#include "ctl/commands.h"
+
+namespace egressclass::ctl {
+
+int fail(const Error& error) {
+  std::fprintf(stderr, "egressctl: %s: %s\n", error.msg.c_str(), error.details.c_str());
+  return kFailure;
+}
+
+namespace {
+
+int run(int argc, char** argv) {
+  CLI::App app{"Egress classes of this node: which pods leave through which gateway, with which IP"};
+  app.require_subcommand(1);
+  int result = kSuccess;
+
+  std::string file = kConfigPath;
+  bool check_only = false;
+  auto* apply_command = app.add_subcommand("apply", "validate the configuration, and make this node equal to it");
+  apply_command->add_option("-c,--config", file, "configuration file")->capture_default_str();
+  apply_command->add_flag("--check", check_only, "validate only, change nothing");
+  apply_command->callback([&] { result = ctl::apply(file, check_only); });
+
+  bool json = false;
+  auto* status_command = app.add_subcommand("status", "health of the datapath, gateways, classes, counters");
+  status_command->add_flag("--json", json, "for machines");
+  status_command->callback([&] { result = ctl::status(json); });
+
+  auto* pods_command = app.add_subcommand("pods", "pods of this node that have a class");
+  pods_command->add_flag("--json", json, "for machines");
+  pods_command->callback([&] { result = ctl::pods(json); });
+
+  app.add_subcommand("down", "remove everything of ours from this node; pods with a class that still run stay closed")
+      ->callback([&] { result = ctl::down(); });
+
+  CLI11_PARSE(app, argc, argv);
+  return result;
+}
+
+}  // namespace
+}  // namespace egressclass::ctl
+
+int main(int argc, char** argv) {
+  try {
+    return egressclass::ctl::run(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "egressctl: %s\n", e.what());
+    return egressclass::ctl::kFailure;
+  }
+}

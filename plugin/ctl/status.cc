@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <time.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+#include <string>
+
+#include "core/applied.h"
+#include "core/mark.h"
+#include "ctl/commands.h"
+#include "ctl/table.h"
+#include "datapath/attachment_store.h"
+#include "datapath/bpf_link.h"
+#include "datapath/counters.h"
+#include "datapath/maps.h"
+#include "datapath/netlink.h"
+#include "datapath/nft.h"
+#include "datapath/pod_datapath.h"
+#include "datapath/system_changes.h"
+#include "datapath/tunnel.h"
+#include "util/json.h"
+
+namespace egressclass::ctl {
+namespace {
+
+/// What keeps this node from doing its job: a line each, empty when all is well.
+class Health {
+ public:
+  void expect(bool good, const std::string& otherwise) {
+    if (!good) problems_.push_back(otherwise);
+  }
+  const std::vector<std::string>& problems() const { return problems_; }
+
+ private:
+  std::vector<std::string> problems_;
+};
+
+bool link_is_on(const char* pin, int ifindex) {
+  auto link = read_link(pin);
+  return link && *link && (*link)->ifindex == ifindex;
+}
+
+void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
+  if (node.tunnel_ifindex == 0) return;  // no classes
+  const int ifindex = static_cast<int>(node.tunnel_ifindex);
+  auto link = netlink.link(ifindex);
+  if (!link || !*link || (*link)->name != paths::kTunnelDevice) {
+    health.expect(false, "the tunnel device egress0 is gone");
+    return;
+  }
+  health.expect((*link)->up, "the tunnel device egress0 is down");
+  health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
+  health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
+  health.expect(return_route_exists(netlink, node.mark_mask, ifindex), "the rule or route for replies is missing");
+}
+
+void check_egress_ips(const Netlink& netlink, Health& health) {
+  auto changes = SystemChanges::load();
+  auto addresses = netlink.addresses();
+  if (!changes || !addresses) return;
+  for (const auto& [ip, ifindex] : changes->addresses())
+    health.expect(std::ranges::any_of(*addresses, [&](const auto& a) { return a.ip == ip && a.ifindex == ifindex; }),
+                  "egress IP " + ip.str() + " is not on its interface any more");
+}
+
+std::string gateway_state(const ec_gateway& gateway) {
+  if (gateway.unanswered >= EC_PROBES_UNANSWERED) return "unreachable";
+  return gateway.last_seen_ns == 0 ? "unused" : "reachable";
+}
+
+Json gateways_json() {
+  Json list = Json::array();
+  auto map = open_gateways_map();
+  auto keys = map ? map->keys() : Result<std::vector<ec_ip>>(map.error());
+  if (!keys) return list;
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  for (const ec_ip& key : *keys) {
+    auto gateway = map->find(key);
+    if (!gateway || !*gateway) continue;
+    const double seconds = static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9 -
+                           static_cast<double>((*gateway)->last_seen_ns) / 1e9;
+    list.push_back({{"address", from_ec(key).str()},
+                    {"state", gateway_state(**gateway)},
+                    {"lastSeenSecondsAgo", (*gateway)->last_seen_ns == 0 ? Json() : Json(seconds)}});
+  }
+  return list;
+}
+
+Json classes_json(const Applied& applied, const std::vector<Attachment>& attachments, const Counters& counters) {
+  Json list = Json::array();
+  auto map = open_classes_map();
+  for (const ClassConfig& c : applied.selection.classes) {
+    const std::uint32_t id = applied.ids.at(c.name);
+    auto entry = map ? map->find(id) : Result<std::optional<ec_class>>(map.error());
+    if (!entry || !*entry) continue;
+    std::array<char, 11> mark{};
+    std::snprintf(mark.data(), mark.size(), "0x%x", (*entry)->mark);
+    Json events = Json::object();
+    for (const auto& [key, counter] : counters)
+      if (key.first == id && !is_drop(key.second))
+        events[event_name(key.second)] = {{"packets", counter.packets}, {"bytes", counter.bytes}};
+    list.push_back({{"name", c.name},
+                    {"mark", mark.data()},
+                    {"vni", (*entry)->vni},
+                    {"role", (*entry)->path == EC_PATH_LOCAL ? "gateway" : "worker"},
+                    {"gateway", from_ec((*entry)->gateway).str()},
+                    {"pods", std::ranges::count(attachments, c.name, &Attachment::class_name)},
+                    {"traffic", events}});
+  }
+  return list;
+}
+
+Json drops_json(const Applied& applied, const Counters& counters, const std::map<std::string, NftCounter>& nft) {
+  Json list = Json::array();
+  const auto name_of = [&](std::uint32_t id) -> Json {
+    for (const auto& [name, class_id] : applied.ids)
+      if (class_id == id) return name;
+    return {};
+  };
+  for (const auto& [key, counter] : counters)
+    if (is_drop(key.second) && counter.packets != 0)
+      list.push_back({{"reason", event_name(key.second)},
+                      {"class", name_of(key.first)},
+                      {"packets", counter.packets},
+                      {"bytes", counter.bytes}});
+  for (const auto& [name, counter] : nft)
+    if (counter.packets != 0)
+      list.push_back({{"reason", name}, {"class", Json()}, {"packets", counter.packets}, {"bytes", counter.bytes}});
+  return list;
+}
+
+std::string cell(const Json& value) { return value.is_string() ? value.get<std::string>() : dump_json(value); }
+
+void print_tables(const Json& status) {
+  std::printf("datapath  %s\n", status["healthy"].get<bool>() ? "healthy" : "NOT HEALTHY");
+  for (const Json& problem : status["problems"]) std::printf("          %s\n", cell(problem).c_str());
+  std::printf("node      %s\npods      %s with a class\n\n", cell(status["node"]).c_str(),
+              cell(status["pods"]).c_str());
+  Table classes({"CLASS", "ROLE", "GATEWAY", "MARK", "VNI", "PODS"});
+  for (const Json& c : status["classes"])
+    classes.add(
+        {cell(c["name"]), cell(c["role"]), cell(c["gateway"]), cell(c["mark"]), cell(c["vni"]), cell(c["pods"])});
+  classes.print();
+  if (!status["gateways"].empty()) {
+    std::printf("\n");
+    Table gateways({"GATEWAY", "STATE"});
+    for (const Json& gateway : status["gateways"]) gateways.add({cell(gateway["address"]), cell(gateway["state"])});
+    gateways.print();
+  }
+  std::printf("\n");
+  Table traffic({"CLASS", "TRAFFIC", "PACKETS", "BYTES"});
+  for (const Json& c : status["classes"])
+    for (const auto& [event, counter] : c["traffic"].items())
+      traffic.add({cell(c["name"]), event, cell(counter["packets"]), cell(counter["bytes"])});
+  traffic.print();
+  std::printf("\n");
+  Table drops({"DROPPED", "CLASS", "PACKETS", "BYTES"});
+  for (const Json& drop : status["drops"])
+    drops.add({cell(drop["reason"]), drop["class"].is_null() ? "" : cell(drop["class"]), cell(drop["packets"]),
+               cell(drop["bytes"])});
+  drops.print();
+}
+
+}  // namespace
+
+int status(bool json) {
+  Health health;
+  const auto node = read_node();
+  auto applied = read_applied();
+  health.expect(node.has_value(), "nothing is applied on this node: run `egressctl apply`");
+  health.expect(!node || node->applied != 0, "the datapath is down; traffic of pods with a class is dropped");
+  auto netlink = Netlink::open();
+  if (!netlink) return fail(netlink.error());
+
+  std::map<std::string, NftCounter> nft;
+  if (node && node->applied != 0) {
+    check_tunnel(*netlink, *node, health);
+    check_egress_ips(*netlink, health);
+    auto read = read_nft_counters();
+    health.expect(static_cast<bool>(read), "the nft table `inet egressclass` is missing");
+    if (read) nft = *read;
+    health.expect(applied && *applied, "the state file for the plugin is missing or broken: run `egressctl apply`");
+  }
+  const auto attachments = list_attachments();
+  for (const Attachment& attachment : attachments)
+    if (auto checked = check_pod(attachment); !checked)
+      health.expect(false,
+                    "pod " + attachment.pod.name_space + "/" + attachment.pod.name + ": " + checked.error().details);
+
+  Counters counters;
+  if (node)
+    if (auto read = read_counters()) counters = *read;
+  const Applied none;
+  const Applied& in_force = applied && *applied ? **applied : none;
+  const Json status = {
+      {"healthy", health.problems().empty()},
+      {"problems", health.problems()},
+      {"node", node && node->underlay != 0 ? Json(Ip::from_v4(node->underlay).str()) : Json()},
+      {"pods", attachments.size()},
+      {"classes", classes_json(in_force, attachments, counters)},
+      {"gateways", gateways_json()},
+      {"drops", drops_json(in_force, counters, nft)},
+  };
+  if (json)
+    std::printf("%s\n", dump_json(status).c_str());
+  else
+    print_tables(status);
+  return health.problems().empty() ? kSuccess : kFailure;
+}
+
+}  // namespace egressclass::ctl
