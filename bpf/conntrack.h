@@ -3,6 +3,7 @@
  * bpf_skb_ct_lookup: kernel 5.18 and newer, nf_conntrack_bpf.c. */
 #pragma once
 
+#include "maps.h"
 #include "packet.h"
 
 struct nf_conn { /* never looked into; but libbpf wants a whole type, to match it with the kernel's */

@@ -9,14 +9,13 @@
  * Every packet that is not sent right is dropped with a reason. Programs return TC_ACT_UNSPEC ("next") for
  * what they let pass, so that programs attached behind them still run.
  */
+#include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
-#include "maps.h"
-/* conntrack.h uses the maps */
 #include "conntrack.h"
+#include "maps.h"
 #include "packet.h"
 
 char LICENSE[] SEC("license") = "GPL"; /* conntrack.h calls GPL-only functions */

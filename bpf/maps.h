@@ -2,8 +2,8 @@
 /* The maps. User space pins each by its name under maps/; programs never create one. */
 #pragma once
 
-#include <bpf/bpf_helpers.h>
 #include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
 
 #include "egressclass.h"
 

@@ -3,9 +3,9 @@
  * part of the skb (AF_PACKET, GRO) is no special case. */
 #pragma once
 
+#include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
