@@ -131,9 +131,8 @@ lint: $(SKELETON)
 	$(call say,LINT,shellcheck)
 	$(Q)shellcheck $(SHELL_FILES)
 	$(call say,LINT,clang-tidy)
-	$(Q)printf '%s\n' $(filter %.cc,$(CXX_FILES)) | xargs -P$$(nproc) -n4 clang-tidy --quiet \
-	    --extra-arg=-Wno-unknown-warning-option -- -std=c++20 -Iplugin -Ibpf -I$(B)/bpf -isystem /usr/include/libnl3 \
-	    2> >(grep -v 'warnings generated' >&2)
+	$(Q)printf '%s\n' $(filter %.cc,$(CXX_FILES)) | xargs -P$$(nproc) -I{} clang-tidy --quiet {} -- \
+	    -std=c++20 -Iplugin -Ibpf -I$(B)/bpf -isystem /usr/include/libnl3 2> >(grep -v 'warnings generated' >&2)
 
 fmt:
 	$(Q)clang-format -i $(CXX_FILES) $(BPF_FILES)

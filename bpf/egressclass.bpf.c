@@ -51,8 +51,8 @@ static __always_inline const struct ec_node* this_node(void) {
   return bpf_map_lookup_elem(&node, &zero);
 }
 
-static __always_inline __u32 verdict_of(__u32 ruleset, const struct ec_ip* ip) {
-  struct ec_rule_key key = {.prefixlen = 32 + 128, .ruleset = ruleset, .ip = *ip};
+static __always_inline __u32 verdict_of(__u32 ruleset, const struct ec_ip* ip, bool ipv4) {
+  struct ec_rule_key key = {.prefixlen = 32 + 128, .tree = EC_TREE(ruleset, ipv4), .ip = *ip};
   __u32* verdict = bpf_map_lookup_elem(&rules, &key);
   return verdict ? *verdict : 0;
 }
@@ -143,13 +143,13 @@ int classify(struct __sk_buff* skb) {
   }
   if (stays_on_link(&p)) return pass(skb, id, EC_BYPASSED);
   if (!sent_by_pod(&p, pod, ifindex)) return drop(skb, id, EC_DROP_SPOOFED);
-  if (verdict_of(EC_RULESET_NEVER, &p.dst)) return pass(skb, id, EC_BYPASSED);
+  if (verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) return pass(skb, id, EC_BYPASSED);
 
   if (!n->applied) return drop(skb, id, EC_DROP_DATAPATH_DOWN);
   const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
   if (!c) return drop(skb, id, EC_DROP_CLASS_REMOVED);
 
-  __u32 verdict = verdict_of(c->ruleset, &p.dst);
+  __u32 verdict = verdict_of(c->ruleset, &p.dst, p.ipv4);
   if (verdict == EC_BYPASS) return pass(skb, id, EC_BYPASSED);
   if (!p.ipv4) return drop(skb, id, EC_DROP_FAMILY);
   if (verdict != EC_STEER) return pass(skb, id, EC_BYPASSED);
@@ -196,7 +196,7 @@ int tunnel_in(struct __sk_buff* skb) {
   if (!n || !n->applied || bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
     return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
   struct ec_ip sender = ip_from_v4(bpf_htonl(key.remote_ipv4));
-  if (!verdict_of(EC_RULESET_SENDERS, &sender)) return drop(skb, 0, EC_DROP_UNKNOWN_SENDER);
+  if (!verdict_of(EC_RULESET_SENDERS, &sender, true)) return drop(skb, 0, EC_DROP_UNKNOWN_SENDER);
 
   if (key.tunnel_id == EC_VNI_PROBE) {
     if (set_tunnel(skb, EC_VNI_ANSWER, bpf_htonl(key.local_ipv4), sender.w[3]))
@@ -221,7 +221,7 @@ int tunnel_in(struct __sk_buff* skb) {
   const struct ec_class* c = bpf_map_lookup_elem(&classes, id);
   if (!c || c->path != EC_PATH_LOCAL) return drop(skb, *id, EC_DROP_NOT_GATEWAY);
   if (!p.ipv4) return drop(skb, *id, EC_DROP_FAMILY);
-  if (stays_on_link(&p) || verdict_of(EC_RULESET_NEVER, &p.dst)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
+  if (stays_on_link(&p) || verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
   if (!learn_worker(&p.src, &sender, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
   bpf_skb_change_type(skb, PACKET_HOST);
   set_mark(skb, n, c->mark);

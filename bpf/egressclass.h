@@ -50,7 +50,7 @@ struct ec_attachment {
   __u64 cookie; /* hash of (network, container id, ifname): ifindexes are reused, this is not */
   __u32 class_id;
   __u8 pod_mac[6];
-  __u8 pad[2];
+  __u8 pad[6];
 };
 EC_SIZE(ec_attachment, 24);
 
@@ -96,13 +96,16 @@ EC_SIZE(ec_gateway, 24);
 #define EC_PROBE_INTERVAL_NS 250000000ULL
 #define EC_PROBES_UNANSWERED 4 /* so many in a row, and the gateway counts as unreachable */
 
-/* rules: longest prefix within one ruleset. */
+/* rules: longest prefix within one ruleset and family. */
 struct ec_rule_key {
-  __u32 prefixlen; /* 32 bits of the ruleset, then 0..128 of the address */
-  __u32 ruleset;
+  __u32 prefixlen; /* 32 bits of the tree, then 0..128 of the address */
+  __u32 tree;      /* EC_TREE() */
   struct ec_ip ip;
 };
 EC_SIZE(ec_rule_key, 24);
+
+/* The families are apart: ::/0 does not cover IPv4, as it would among 128-bit addresses. */
+#define EC_TREE(ruleset, is_ipv4) ((ruleset) << 1 | (is_ipv4))
 
 #define EC_RULESET_NEVER 0   /* cluster, nodes, local addresses: never steered */
 #define EC_RULESET_SENDERS 1 /* accepted senders of tunnel packets */

@@ -50,6 +50,11 @@ Ip Ip::from_v4(std::uint32_t network_order) {
 
 bool Ip::is_v4() const { return std::equal(kMapped.begin(), kMapped.end(), bytes.begin()); }
 
+bool Ip::is_link_local() const {
+  if (is_v4()) return bytes[12] == 169 && bytes[13] == 254;
+  return bytes[0] == 0xfe && (bytes[1] & 0xc0U) == 0x80;
+}
+
 std::uint32_t Ip::v4() const {
   std::uint32_t network_order = 0;
   std::memcpy(&network_order, bytes.data() + kMapped.size(), sizeof network_order);

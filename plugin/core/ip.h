@@ -18,7 +18,8 @@ struct Ip {
   static std::optional<Ip> parse(std::string_view text);
   static Ip from_v4(std::uint32_t network_order);
   bool is_v4() const;
-  std::uint32_t v4() const;  ///< network byte order; only for is_v4()
+  bool is_link_local() const;  ///< 169.254.0.0/16, fe80::/10
+  std::uint32_t v4() const;    ///< network byte order; only for is_v4()
   std::string str() const;
   auto operator<=>(const Ip&) const = default;
 };

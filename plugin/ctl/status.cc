@@ -59,9 +59,11 @@ void check_egress_ips(const Netlink& netlink, Health& health) {
   auto changes = SystemChanges::load();
   auto addresses = netlink.addresses();
   if (!changes || !addresses) return;
-  for (const auto& [ip, ifindex] : changes->addresses())
-    health.expect(std::ranges::any_of(*addresses, [&](const auto& a) { return a.ip == ip && a.ifindex == ifindex; }),
-                  "egress IP " + ip.str() + " is not on its interface any more");
+  for (const auto& placed : changes->addresses()) {
+    const auto same = [&](const auto& a) { return a.ip == placed.first && a.ifindex == placed.second; };
+    health.expect(std::ranges::any_of(*addresses, same),
+                  "egress IP " + placed.first.str() + " is not on its interface any more");
+  }
 }
 
 std::string gateway_state(const ec_gateway& gateway) {

@@ -42,7 +42,7 @@ Result<std::optional<Attachment>> load_attachment(const std::string& key) {
 
 Status remove_attachment(const std::string& key) {
   const std::string path = record_path(key);
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR)
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG)
     return as_state_error(system_error("cannot remove the attachment's record", path, errno));
   return Ok{};
 }

@@ -67,7 +67,8 @@ Result<PodInterface> find_pod_interface(const std::string& netns_path, const std
 
   auto addresses = inside->addresses(pod.ifindex);
   if (!addresses) return addresses.error();
-  for (const InterfaceAddress& address : *addresses) found.addresses.push_back(address.ip);
+  for (const InterfaceAddress& address : *addresses)
+    if (!address.ip.is_link_local()) found.addresses.push_back(address.ip);
   return found;
 }
 

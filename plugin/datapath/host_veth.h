@@ -12,9 +12,9 @@
 namespace egressclass {
 
 struct PodInterface {
-  Link pod;   ///< in the pod's namespace
-  Link host;  ///< in ours
-  std::vector<Ip> addresses;
+  Link pod;                   ///< in the pod's namespace
+  Link host;                  ///< in ours
+  std::vector<Ip> addresses;  ///< but link-local ones, which are no pod's alone
 };
 
 /// Fails with kInvalidNetns when `netns_path` is no namespace, with kNoHostVeth when `ifname` is missing there

@@ -110,8 +110,8 @@ std::string nft_ruleset(const Plan& plan, unsigned tunnel_mtu) {
     if (!c.local) continue;
     const std::string mark = hex(c.mark);
     const std::string ip = c.egress_ip.str();
-    elements += "add element inet egressclass snat4 { " + mark + " : " + ip + " }\n";
-    elements += "add element inet egressclass sources4 { " + mark + " . " + ip + " }\n";
+    elements.append("add element inet egressclass snat4 { ").append(mark + " : " + ip + " }\n");
+    elements.append("add element inet egressclass sources4 { ").append(mark + " . " + ip + " }\n");
     egress_ips.insert(c.egress_ip);
   }
   for (const Ip& ip : egress_ips) elements += "add element inet egressclass egress4 { " + ip.str() + " }\n";

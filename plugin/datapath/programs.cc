@@ -16,7 +16,7 @@
 #include "datapath/maps.h"
 #include "util/c_handle.h"
 
-// Generated; needs the libbpf headers above it.
+// Generated; needs the libbpf headers above it. NOLINTNEXTLINE
 #include "egressclass.skel.h"
 
 namespace egressclass {

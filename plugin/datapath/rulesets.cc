@@ -12,7 +12,8 @@ using Rules = BpfMap<ec_rule_key, __u32>;
 using Ruleset = std::map<Prefix, __u32>;  // prefix -> enum ec_verdict
 
 ec_rule_key rule_key(std::uint32_t ruleset, const Prefix& prefix) {
-  return ec_rule_key{.prefixlen = 32 + prefix.length, .ruleset = ruleset, .ip = to_ec(prefix.ip)};
+  return ec_rule_key{
+      .prefixlen = 32 + prefix.length, .tree = EC_TREE(ruleset, prefix.ip.is_v4() ? 1U : 0U), .ip = to_ec(prefix.ip)};
 }
 
 Result<std::map<std::uint32_t, Ruleset>> read_all_rulesets(const Rules& rules) {
@@ -22,7 +23,7 @@ Result<std::map<std::uint32_t, Ruleset>> read_all_rulesets(const Rules& rules) {
   for (const ec_rule_key& key : *keys) {
     auto verdict = rules.find(key);
     if (!verdict) return verdict.error();
-    if (*verdict) found[key.ruleset][Prefix{from_ec(key.ip), key.prefixlen - 32}] = **verdict;
+    if (*verdict) found[key.tree >> 1U][Prefix{from_ec(key.ip), key.prefixlen - 32}] = **verdict;
   }
   return found;
 }
@@ -103,7 +104,7 @@ Status remove_unused_rulesets(const std::map<std::string, std::uint32_t>& used) 
   auto keys = rules->keys();
   if (!keys) return keys.error();
   for (const ec_rule_key& key : *keys)
-    if (!keep.contains(key.ruleset))
+    if (!keep.contains(key.tree >> 1U))
       if (auto erased = rules->erase(key); !erased) return erased;
   return Ok{};
 }

@@ -17,7 +17,7 @@ namespace egressclass {
 
 Result<std::string> read_all(int fd, const std::string& name, std::size_t max_bytes) {
   std::string content;
-  std::vector<char> buffer(64 * 1024);
+  std::vector<char> buffer(64UL * 1024);
   for (;;) {
     const ssize_t got = ::read(fd, buffer.data(), buffer.size());
     if (got < 0 && errno == EINTR) continue;

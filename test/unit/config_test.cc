@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/config.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+
+#include "core/mark.h"
+#include "util/json.h"
+
+namespace egressclass {
+namespace {
+
+constexpr const char* kValid = R"({
+  "classes": [
+    { "name": "billing",
+      "select": [ { "namespaces": ["billing"] }, { "namespaces": ["shop"], "pods": ["checkout-*"] } ],
+      "namespaces": ["billing", "shop-?"],
+      "destinations": ["0.0.0.0/0", "::/0"],
+      "except": ["10.0.0.0/8", "fd00::/8"],
+      "gateways": [ { "address": "192.0.2.21", "interface": "eth1" } ],
+      "egressIPs": ["203.0.113.7"],
+      "mark": "0x3", "vni": 77 },
+    { "name": "other",
+      "default": true,
+      "destinations": ["198.51.100.0/24"],
+      "gateways": [ { "address": "192.0.2.22" } ],
+      "egressIPs": ["203.0.113.8"] } ],
+  "clusterCIDRs": ["10.244.0.0/16", "10.96.0.0/12"],
+  "nodes": ["192.0.2.21", "192.0.2.22/32", "2001:db8::/64"],
+  "annotations": "ignore",
+  "markMask": "0x1f7f",
+  "tunnel": { "port": 4789 }
+})";
+
+// A change to the valid file: the value at a JSON pointer.
+struct Change {
+  const char* path;
+  const char* value;  // JSON; nullptr removes the key
+};
+
+std::string changed(const std::vector<Change>& changes) {
+  Json json = *parse_json(kValid);
+  for (const auto& [path, value] : changes) {
+    Json step = {{"op", "remove"}, {"path", path}};
+    if (value != nullptr)
+      step = {{"op", json.contains(Json::json_pointer(path)) ? "replace" : "add"},
+              {"path", path},
+              {"value", *parse_json(value)}};
+    json = json.patch(Json::array({step}));
+  }
+  return json.dump();
+}
+
+std::string problems_of(const std::string& text) {
+  std::vector<ConfigProblem> problems;
+  const auto config = parse_config(text, &problems);
+  EXPECT_EQ(config.has_value(), problems.empty());
+  return format_problems("f", problems);
+}
+
+Config valid(const std::vector<Change>& changes = {}) {
+  std::vector<ConfigProblem> problems;
+  auto config = parse_config(changed(changes), &problems);
+  EXPECT_TRUE(config) << format_problems("f", problems);
+  return config.value_or(Config{});
+}
+
+Prefix prefix(const char* text) {
+  std::string why;
+  return Prefix::parse(text, true, &why).value_or(Prefix{});
+}
+
+TEST(Config, ReadsEveryKey) {
+  const Config config = valid();
+  ASSERT_EQ(config.classes.size(), 2U);
+  const ClassConfig& billing = config.classes[0];
+  EXPECT_EQ(billing.name, "billing");
+  ASSERT_EQ(billing.select.size(), 2U);
+  EXPECT_EQ(billing.select[0].namespaces, std::vector<std::string>{"billing"});
+  EXPECT_TRUE(billing.select[0].pods.empty());
+  EXPECT_EQ(billing.select[1].pods, std::vector<std::string>{"checkout-*"});
+  EXPECT_FALSE(billing.is_default);
+  EXPECT_EQ(billing.entitled, (std::vector<std::string>{"billing", "shop-?"}));
+  EXPECT_EQ(billing.destinations, (std::vector<Prefix>{prefix("0.0.0.0/0"), prefix("::/0")}));
+  EXPECT_EQ(billing.except, (std::vector<Prefix>{prefix("10.0.0.0/8"), prefix("fd00::/8")}));
+  EXPECT_EQ(billing.gateway.str(), "192.0.2.21");
+  EXPECT_EQ(billing.interface, "eth1");
+  EXPECT_EQ(billing.egress_ip.str(), "203.0.113.7");
+  EXPECT_EQ(billing.mark, 3U);
+  EXPECT_EQ(billing.vni, 77U);
+  EXPECT_TRUE(config.classes[1].is_default);
+  EXPECT_EQ(config.classes[1].interface, "");
+  EXPECT_FALSE(config.classes[1].mark);
+  EXPECT_EQ(config.cluster_cidrs, (std::vector<Prefix>{prefix("10.244.0.0/16"), prefix("10.96.0.0/12")}));
+  EXPECT_EQ(config.nodes,
+            (std::vector<Prefix>{prefix("192.0.2.21/32"), prefix("192.0.2.22/32"), prefix("2001:db8::/64")}));
+  EXPECT_FALSE(config.annotations);
+  EXPECT_EQ(config.mark_mask, 0x1f7fU);
+  EXPECT_EQ(config.tunnel_port, 4789);
+}
+
+TEST(Config, HasDefaultsForAllButTheClasses) {
+  std::vector<ConfigProblem> problems;
+  const auto config = parse_config(R"({"classes":[]})", &problems);
+  ASSERT_TRUE(config) << format_problems("f", problems);
+  EXPECT_TRUE(config->annotations);
+  EXPECT_EQ(config->mark_mask, kDefaultMarkMask);
+  EXPECT_EQ(config->tunnel_port, kDefaultTunnelPort);
+  EXPECT_TRUE(config->nodes.empty());
+}
+
+TEST(Config, FindsAClassByName) {
+  const Config config = valid();
+  EXPECT_EQ(config.find("other"), &config.classes[1]);
+  EXPECT_EQ(config.find("othe"), nullptr);
+  EXPECT_EQ(Config{}.find(""), nullptr);
+}
+
+TEST(Config, AcceptsWhatLooksOddButIsRight) {
+  const std::vector<std::vector<Change>> cases = {
+      {{"/classes/1/egressIPs/0", "\"203.0.113.7\""}},  // two classes may share an egress IP
+      {{"/classes/1/gateways/0/address", "\"192.0.2.21\""}},
+      {{"/classes/0/select", "[]"}},
+      {{"/classes/0/except", "[]"}},
+      {{"/classes/0/except", "[\"0.0.0.0/1\"]"}},  // more specific than the destination
+      {{"/classes/0/except", nullptr}},
+      {{"/clusterCIDRs", "[]"}},
+      {{"/clusterCIDRs", nullptr}},
+      {{"/classes/1/default", "false"}},
+      {{"/tunnel", "{}"}},
+      {{"/markMask", "127"}},
+      {{"/markMask", "\"0xFF000000\""}, {"/classes/0/mark", "\"0x1000000\""}},
+      {{"/classes/0/mark", "4096"}},
+      {{"/classes/0/name", "\"0\""}},
+      {{"/classes/0/name", "\"a.b-c\""}},
+      {{"/classes/0/name", "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\""}},
+      {{"/classes/0/vni", "16777214"}},
+      {{"/nodes", "[\"192.0.2.0/24\"]"}},
+  };
+  for (const auto& changes : cases) EXPECT_EQ(problems_of(changed(changes)), "") << changes[0].path;
+}
+
+TEST(Config, RefusesWhatIsWrongWithPathValueAndReason) {
+  struct Case {
+    std::vector<Change> changes;
+    const char* problem;  // its line, from the beginning
+  };
+  const char* name64 = "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"";
+  const std::vector<Case> cases = {
+      // top level
+      {{{"/classes", nullptr}}, "f: classes: required, but missing"},
+      {{{"/classes", "{}"}}, "f: classes: {}: must be an array"},
+      {{{"/classes", "null"}}, "f: classes: null: must be an array"},
+      {{{"/classes/0", "7"}}, "f: classes[0]: 7: must be an object"},
+      {{{"/colour", "1"}}, "f: colour: 1: unknown key\n"},
+      {{{"/clusterCidrs", "[]"}}, "f: clusterCidrs: []: unknown key: did you mean \"clusterCIDRs\"?"},
+      {{{"/fastPath", "false"}}, "f: fastPath: false: unknown key\n"},
+      {{{"/clusterCIDRs/0", "\"10.244.0.1/16\""}}, "f: clusterCIDRs[0]: \"10.244.0.1/16\": host bits are set"},
+      {{{"/clusterCIDRs/0", "\"10.244.0.1\""}}, "f: clusterCIDRs[0]: \"10.244.0.1\": no prefix length: write 10.2"},
+      {{{"/clusterCIDRs/0", "5"}}, "f: clusterCIDRs[0]: 5: must be a text"},
+      {{{"/clusterCIDRs/1", "\"10.244.0.0/16\""}}, "f: clusterCIDRs[1]: \"10.244.0.0/16\": is in this list already"},
+      {{{"/nodes", nullptr}}, "f: nodes: required, but missing"},
+      {{{"/nodes", "[]"}}, "f: nodes: []: must not be empty"},
+      {{{"/nodes/1", "\"192.0.2.21/32\""}}, "f: nodes[1]: \"192.0.2.21/32\": is in this list already"},
+      {{{"/nodes/1", "\"node2\""}}, "f: nodes[1]: \"node2\": no IP prefix"},
+      {{{"/annotations", "\"maybe\""}}, "f: annotations: \"maybe\": must be \"honour\" or \"ignore\""},
+      {{{"/annotations", "true"}}, "f: annotations: true: must be a text"},
+      {{{"/markMask", "\"1f7f\""}}, "f: markMask: \"1f7f\": must be 32 bits"},
+      {{{"/markMask", "\"0x\""}}, "f: markMask: \"0x\": must be 32 bits"},
+      {{{"/markMask", "\"0x1g\""}}, "f: markMask: \"0x1g\": must be 32 bits"},
+      {{{"/markMask", "\"0x100000000\""}}, "f: markMask: \"0x100000000\": must be 32 bits"},
+      {{{"/markMask", "4294967296"}}, "f: markMask: 4294967296: must be 32 bits"},
+      {{{"/markMask", "-1"}}, "f: markMask: -1: must be 32 bits"},
+      {{{"/markMask", "7.0"}}, "f: markMask: 7.0: must be 32 bits"},
+      {{{"/markMask", "\"0x11\""}}, "f: markMask: \"0x11\": must have at least 3 bits"},
+      {{{"/tunnel", "[]"}}, "f: tunnel: []: must be an object"},
+      {{{"/tunnel/prot", "1"}}, "f: tunnel.prot: 1: unknown key: did you mean \"port\"?"},
+      {{{"/tunnel/port", "0"}}, "f: tunnel.port: 0: must be a number from 1 to 65535"},
+      {{{"/tunnel/port", "65536"}}, "f: tunnel.port: 65536: must be a number from 1 to 65535"},
+      {{{"/tunnel/port", "\"8479\""}}, "f: tunnel.port: \"8479\": must be a number"},
+      // name
+      {{{"/classes/0/name", nullptr}}, "f: classes[0].name: required, but missing"},
+      {{{"/classes/0/name", "\"\""}}, "f: classes[0].name: \"\": must be 1 to 63 characters"},
+      {{{"/classes/0/name", "\"Billing\""}}, "f: classes[0].name: \"Billing\": must be"},
+      {{{"/classes/0/name", "\"-a\""}}, "f: classes[0].name: \"-a\": must be"},
+      {{{"/classes/0/name", "\"a.\""}}, "f: classes[0].name: \"a.\": must be"},
+      {{{"/classes/0/name", "\"a/b\""}}, "f: classes[0].name: \"a/b\": must be"},
+      {{{"/classes/0/name", name64}}, "f: classes[0].name: \"aaa"},
+      {{{"/classes/1/name", "\"billing\""}}, "f: classes[1].name: \"billing\": is the name of another class already"},
+      {{{"/classes/0/colour", "1"}}, "f: classes[0].colour: 1: unknown key\n"},
+      {{{"/classes/0/egressIps", "[]"}}, "f: classes[0].egressIps: []: unknown key: did you mean \"egressIPs\"?"},
+      // select, namespaces, default
+      {{{"/classes/0/select", "{}"}}, "f: classes[0].select: {}: must be an array"},
+      {{{"/classes/0/select/0", "{}"}}, "f: classes[0].select[0]: {}: would select every pod"},
+      {{{"/classes/0/select/0", "\"shop\""}}, "f: classes[0].select[0]: \"shop\": must be an object"},
+      {{{"/classes/0/select/0/labels", "[]"}}, "f: classes[0].select[0].labels: []: unknown key"},
+      {{{"/classes/0/select/0/namespaces", "[]"}}, "f: classes[0].select[0].namespaces: []: must not be empty"},
+      {{{"/classes/0/select/1/pods", "[]"}}, "f: classes[0].select[1].pods: []: must not be empty"},
+      {{{"/classes/0/select/0/namespaces/0", "\"\""}},
+       "f: classes[0].select[0].namespaces[0]: \"\": must be a pattern"},
+      {{{"/classes/0/select/1/pods/0", "\"a[bc]\""}}, "f: classes[0].select[1].pods[0]: \"a[bc]\": must be a pattern"},
+      {{{"/classes/0/namespaces", "[]"}}, "f: classes[0].namespaces: []: must not be empty"},
+      {{{"/classes/0/namespaces/0", "\"Shop\""}}, "f: classes[0].namespaces[0]: \"Shop\": must be a pattern"},
+      {{{"/classes/0/default", "\"yes\""}}, "f: classes[0].default: \"yes\": must be true or false"},
+      {{{"/classes/0/default", "true"}}, "f: classes[1].default: true: class \"billing\" is the default already"},
+      // destinations, except
+      {{{"/classes/0/destinations", nullptr}}, "f: classes[0].destinations: required, but missing"},
+      {{{"/classes/0/destinations", "[]"}}, "f: classes[0].destinations: []: must not be empty"},
+      {{{"/classes/0/destinations/0", "\"198.51.100.7/24\""}},
+       "f: classes[0].destinations[0]: \"198.51.100.7/24\": host"},
+      {{{"/classes/0/destinations/0", "\"198.51.100.7\""}},
+       "f: classes[0].destinations[0]: \"198.51.100.7\": no prefix length: write 198.51.100.7/32"},
+      {{{"/classes/0/destinations/0", "\" 0.0.0.0/0\""}},
+       "f: classes[0].destinations[0]: \" 0.0.0.0/0\": no IP prefix"},
+      {{{"/classes/0/destinations/0", "\"0.0.0.0/33\""}}, "f: classes[0].destinations[0]: \"0.0.0.0/33\": the prefix"},
+      {{{"/classes/0/destinations/1", "\"0.0.0.0/0\""}},
+       "f: classes[0].destinations[1]: \"0.0.0.0/0\": is in this list"},
+      {{{"/classes/0/except/0", "\"10.0.0.1/8\""}}, "f: classes[0].except[0]: \"10.0.0.1/8\": host bits are set"},
+      {{{"/classes/0/except/1", "\"10.0.0.0/8\""}}, "f: classes[0].except[1]: \"10.0.0.0/8\": is in this list already"},
+      {{{"/classes/0/except/0", "\"0.0.0.0/0\""}},
+       "f: classes[0].except[0]: \"0.0.0.0/0\": is in \"destinations\" of this class too"},
+      // gateways
+      {{{"/classes/0/gateways", nullptr}}, "f: classes[0].gateways: required, but missing"},
+      {{{"/classes/0/gateways", "[]"}}, "f: classes[0].gateways: []: must not be empty"},
+      {{{"/classes/0/gateways", "[\"192.0.2.21\"]"}}, "f: classes[0].gateways[0]: \"192.0.2.21\": must be an object"},
+      {{{"/classes/0/gateways", "[{\"address\":\"192.0.2.21\"},{\"address\":\"192.0.2.22\"}]"}},
+       "f: classes[0].gateways: [{\"address\":\"192.0.2.21\"},{\"address\":\"192.0.2.22\"}]: several gateways per "
+       "class"},
+      {{{"/classes/0/gateways/0/via", "\"nexthop\""}},
+       "f: classes[0].gateways[0].via: \"nexthop\": is not supported in this version"},
+      {{{"/classes/0/gateways/0/adress", "1"}},
+       "f: classes[0].gateways[0].adress: 1: unknown key: did you mean \"address\"?"},
+      {{{"/classes/0/gateways/0/address", nullptr}}, "f: classes[0].gateways[0].address: required, but missing"},
+      {{{"/classes/0/gateways/0/address", "\"gw\""}},
+       "f: classes[0].gateways[0].address: \"gw\": must be an IP address"},
+      {{{"/classes/0/gateways/0/address", "\"2001:db8::1\""}},
+       "f: classes[0].gateways[0].address: \"2001:db8::1\": must be an IPv4 address: IPv6 is not supported"},
+      {{{"/classes/0/gateways/0/address", "\"127.0.0.1\""}},
+       "f: classes[0].gateways[0].address: \"127.0.0.1\": is a loopback address"},
+      {{{"/classes/0/gateways/0/address", "\"192.0.2.23\""}},
+       "f: classes[0].gateways[0].address: \"192.0.2.23\": is not in \"nodes\""},
+      {{{"/classes/0/gateways/0/interface", "\"sixteen-chars-xx\""}},
+       "f: classes[0].gateways[0].interface: \"sixteen-chars-xx\": is no name of an interface"},
+      {{{"/classes/0/gateways/0/interface", "\"\""}}, "f: classes[0].gateways[0].interface: \"\": is no name"},
+      // egressIPs
+      {{{"/classes/0/egressIPs", nullptr}}, "f: classes[0].egressIPs: required, but missing"},
+      {{{"/classes/0/egressIPs", "[]"}}, "f: classes[0].egressIPs: []: must not be empty"},
+      {{{"/classes/0/egressIPs", "\"203.0.113.7\""}}, "f: classes[0].egressIPs: \"203.0.113.7\": must be an array"},
+      {{{"/classes/0/egressIPs/1", "\"203.0.113.9\""}},
+       "f: classes[0].egressIPs: [\"203.0.113.7\",\"203.0.113.9\"]: several egress IPs per class are not supported"},
+      {{{"/classes/0/egressIPs/0", "\"2001:db8::7\""}},
+       "f: classes[0].egressIPs[0]: \"2001:db8::7\": must be an IPv4 address: IPv6 is not supported"},
+      {{{"/classes/0/egressIPs/0", "\"203.0.113.7/32\""}},
+       "f: classes[0].egressIPs[0]: \"203.0.113.7/32\": must be an IP address"},
+      {{{"/classes/0/egressIPs/0", "\"0.0.0.0\""}}, "f: classes[0].egressIPs[0]: \"0.0.0.0\": is an unspecified"},
+      {{{"/classes/0/egressIPs/0", "\"127.0.0.1\""}}, "f: classes[0].egressIPs[0]: \"127.0.0.1\": is a loopback"},
+      {{{"/classes/0/egressIPs/0", "\"169.254.1.1\""}}, "f: classes[0].egressIPs[0]: \"169.254.1.1\": is a link-local"},
+      {{{"/classes/0/egressIPs/0", "\"224.0.0.1\""}}, "f: classes[0].egressIPs[0]: \"224.0.0.1\": is a multicast"},
+      {{{"/classes/0/egressIPs/0", "\"255.255.255.255\""}},
+       "f: classes[0].egressIPs[0]: \"255.255.255.255\": is a reserved"},
+      {{{"/classes/0/egressIPs/0", "\"10.244.3.4\""}},
+       "f: classes[0].egressIPs[0]: \"10.244.3.4\": is in \"clusterCIDRs\" 10.244.0.0/16: a pod may use it"},
+      {{{"/classes/0/egressIPs/0", "\"192.0.2.22\""}},
+       "f: classes[0].egressIPs[0]: \"192.0.2.22\": is in \"nodes\" 192.0.2.22/32: a node uses it"},
+      {{{"/nodes", nullptr}, {"/classes/0/egressIPs/0", "\"192.0.2.22\""}},  // of the class behind it
+       "f: classes[0].egressIPs[0]: \"192.0.2.22\": is the address of a gateway: a node uses it"},
+      // mark, vni
+      {{{"/classes/0/mark", "0"}}, "f: classes[0].mark: 0: must not be 0"},
+      {{{"/classes/0/mark", "\"3\""}}, "f: classes[0].mark: \"3\": must be 32 bits"},
+      {{{"/classes/0/mark", "\"0x80\""}}, "f: classes[0].mark: \"0x80\": has bits outside of \"markMask\" 0x1f7f"},
+      {{{"/classes/0/mark", "\"0x1f7f\""}}, "f: classes[0].mark: \"0x1f7f\": is reserved"},
+      {{{"/classes/0/mark", "\"0x1f7e\""}}, "f: classes[0].mark: \"0x1f7e\": is reserved"},
+      {{{"/classes/0/mark", "\"0x1f7d\""}}, "f: classes[0].mark: \"0x1f7d\": is reserved"},
+      {{{"/classes/1/mark", "3"}}, "f: classes[1].mark: 3: overlaps the mark of class \"billing\""},
+      {{{"/classes/0/vni", "0"}}, "f: classes[0].vni: 0: must be a number from 1 to 16777214"},
+      {{{"/classes/0/vni", "16777215"}}, "f: classes[0].vni: 16777215: must be a number from 1 to 16777214"},
+      {{{"/classes/1/vni", "77"}},
+       "f: classes[1].vni: 77: class \"other\" would have the VNI 77 of class \"billing\": set another \"vni\""},
+  };
+  for (const auto& [changes, problem] : cases) {
+    const std::string problems = problems_of(changed(changes));
+    EXPECT_NE(('\n' + problems).find(std::string("\n") + problem), std::string::npos)
+        << "expected: " << problem << "\ngot: " << problems;
+  }
+}
+
+TEST(Config, ReportsOneMistakeOnce) {
+  for (const Change& change : std::vector<Change>{{"/markMask", "\"0x11\""},
+                                                  {"/markMask", "true"},
+                                                  {"/nodes", nullptr},
+                                                  {"/nodes", "[]"},
+                                                  {"/classes/0/name", "\"A\""},
+                                                  {"/classes/1/name", "\"billing\""},
+                                                  {"/classes/0/gateways", "{}"},
+                                                  {"/classes/0/select/0", "{}"},
+                                                  {"/clusterCIDRs/0", "\"10.244.0.1\""}}) {
+    const std::string problems = problems_of(changed({change}));
+    EXPECT_EQ(std::count(problems.begin(), problems.end(), '\n'), 1) << problems;
+  }
+}
+
+TEST(Config, ReportsAllMistakesNotOnlyTheFirst) {
+  const std::string problems =
+      problems_of(changed({{"/tunnel/port", "0"}, {"/classes/0/name", "\"A\""}, {"/classes/1/mark", "0"}}));
+  EXPECT_EQ(std::count(problems.begin(), problems.end(), '\n'), 3) << problems;
+}
+
+TEST(Config, GivesEachNameTheSameVniForEver) {
+  // Nodes agree on a class's VNI by this hash alone: other numbers would cut running fleets in two.
+  EXPECT_EQ(valid({{"/classes/0/vni", nullptr}}).classes[0].vni, 7340189U);
+  EXPECT_EQ(valid().classes[1].vni, 8228157U);
+}
+
+TEST(Config, NamesBothClassesWhoseVnisMeet) {
+  const std::string meets =
+      "class \"other\" would have the VNI 8228157 of class \"billing\": set another \"vni\" on one";
+  EXPECT_EQ(problems_of(changed({{"/classes/0/vni", "8228157"}})).find("f: classes[1].name: \"other\": " + meets), 0U);
+  EXPECT_EQ(problems_of(changed({{"/classes/0/vni", nullptr}, {"/classes/1/vni", "7340189"}}))
+                .find("f: classes[1].vni: 7340189: class \"other\" would have the VNI 7340189 of class \"billing\""),
+            0U);
+  const std::vector<Change> same_hash = {
+      {"/classes/0/vni", nullptr}, {"/classes/0/name", "\"c2896\""}, {"/classes/1/name", "\"c12266\""}};
+  EXPECT_EQ(problems_of(changed(same_hash))
+                .find("f: classes[1].name: \"c12266\": class \"c12266\" would have the VNI 6978616 of class \"c2896\""),
+            0U);
+}
+
+TEST(Config, RefusesMoreClassesThanTheMaskHasRoomFor) {
+  const auto text = [](int count) {
+    Json json = *parse_json(kValid);
+    Json one = json["classes"][1];
+    one.erase("default");
+    json["markMask"] = 7;
+    json["classes"] = Json::array();
+    for (int i = 0; i < count; ++i) {
+      one["name"] = "c" + std::to_string(i);
+      json["classes"].push_back(one);
+    }
+    return json.dump();
+  };
+  EXPECT_EQ(problems_of(text(4)), "");
+  EXPECT_NE(problems_of(text(5)).find("has 5 classes, and \"markMask\" 0x7 has room for 4"), std::string::npos);
+}
+
+TEST(Config, NamesThePlaceOfBrokenJson) {
+  EXPECT_EQ(problems_of("{\n  \"classes\": [,]\n}").substr(0, 22), "f: line 2, column 15: ");
+  EXPECT_NE(problems_of("").find("unexpected end of input"), std::string::npos);
+  EXPECT_NE(problems_of(std::string(100000, '[')).find("nested deeper"), std::string::npos);
+}
+
+TEST(Config, RefusesADocumentThatIsNoObject) {
+  EXPECT_EQ(problems_of("[]"), "f: []: must be an object\n");
+  EXPECT_EQ(problems_of("null"), "f: null: must be an object\n");
+}
+
+TEST(Config, RefusesDuplicateKeys) {
+  EXPECT_EQ(problems_of(R"({"classes":[],"classes":[]})"), "f: classes: the key is there twice\n");
+  EXPECT_EQ(problems_of(R"({"classes":[],"tunnel":{"port":1,"port":2}})"), "f: tunnel.port: the key is there twice\n");
+}
+
+TEST(Config, ShowsHostileValuesShortAndPrintable) {
+  const std::string key(1U << 20U, 'k');
+  const std::string problems =
+      problems_of("{\"classes\":[],\"" + key + "\":\"\\u001b[2J" + key + "\",\"\xc3\xa9\\n\":{}}");
+  EXPECT_LT(problems.size(), 500U);
+  EXPECT_EQ(std::count(problems.begin(), problems.end(), '\n'), 2);
+  for (const char c : problems) EXPECT_TRUE(c == '\n' || (c >= ' ' && c <= '~'));
+}
+
+TEST(Config, ForgetsTheProblemsOfAnEarlierFile) {
+  std::vector<ConfigProblem> problems = {{"old", "", ""}};
+  EXPECT_TRUE(parse_config(R"({"classes":[]})", &problems));
+  EXPECT_TRUE(problems.empty());
+}
+
+}  // namespace
+}  // namespace egressclass
