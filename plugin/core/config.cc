@@ -34,13 +34,6 @@ bool valid_class_name(std::string_view name) {
          consists_of(name.substr(0, 1), kAlnum) && consists_of(name.substr(name.size() - 1), kAlnum);
 }
 
-std::string hex(std::uint32_t value) {
-  constexpr std::string_view kDigits = "0123456789abcdef";
-  std::string digits;
-  for (; value != 0 || digits.empty(); value >>= 4U) digits.insert(digits.begin(), kDigits[value & 0xfU]);
-  return "0x" + digits;
-}
-
 // FNV-1a folded to 24 bits: every node, and every version of this program, has to get the same one.
 std::uint32_t default_vni(const std::string& name) {
   std::uint32_t hash = 2166136261U;

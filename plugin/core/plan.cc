@@ -4,13 +4,12 @@
 #include <algorithm>
 
 #include "core/mark.h"
+#include "util/text.h"
 
 namespace egressclass {
 namespace {
 
 std::string class_path(std::size_t index) { return "classes[" + std::to_string(index) + "]"; }
-
-std::string json_text(const std::string& text) { return '"' + text + '"'; }
 
 const NodeFacts::Address* find_address(const NodeFacts& facts, const Ip& ip) {
   const auto found = std::ranges::find(facts.addresses, ip, &NodeFacts::Address::ip);
@@ -55,7 +54,7 @@ class IdAssignment {
       if (ids_.contains(c.name)) continue;
       while (taken_.contains(next) || facts_.attached.contains(next)) ++next;
       if (next > max_class_index(config_.mark_mask)) {
-        problems_->push_back({class_path(i), json_text(c.name),
+        problems_->push_back({class_path(i), in_quotes(c.name),
                               "no mark is left for this class: widen markMask, or end the pods of removed classes"});
         break;
       }
@@ -91,7 +90,7 @@ class IdAssignment {
 
   void refuse_move(std::size_t index, std::uint32_t old) {
     if (!facts_.attached.contains(old)) return;
-    problems_->push_back({class_path(index) + ".mark", json_text(config_.classes[index].name),
+    problems_->push_back({class_path(index) + ".mark", in_quotes(config_.classes[index].name),
                           "the mark of a class with running pods on this node cannot change"});
   }
 
@@ -116,11 +115,11 @@ PlannedClass plan_class(const ClassConfig& c, std::size_t index, const NodeFacts
   const std::string egress_path = class_path(index) + ".egressIPs[0]";
 
   if (const auto pod = facts.pods.find(c.egress_ip); pod != facts.pods.end())
-    problems->push_back({egress_path, json_text(c.egress_ip.str()), "pod " + pod->second + " uses this address"});
+    problems->push_back({egress_path, in_quotes(c.egress_ip.str()), "pod " + pod->second + " uses this address"});
   const NodeFacts::Address* present = find_address(facts, c.egress_ip);
   if (!planned.local) {
     if (present != nullptr && !facts.placed.contains(c.egress_ip))
-      problems->push_back({egress_path, json_text(c.egress_ip.str()),
+      problems->push_back({egress_path, in_quotes(c.egress_ip.str()),
                            "this node uses the address, and is not the gateway of the class"});
     return planned;
   }
@@ -130,7 +129,7 @@ PlannedClass plan_class(const ClassConfig& c, std::size_t index, const NodeFacts
   if (!c.interface.empty()) {
     const auto interface = facts.interfaces.find(c.interface);
     if (interface == facts.interfaces.end())
-      problems->push_back({class_path(index) + ".gateways[0].interface", json_text(c.interface),
+      problems->push_back({class_path(index) + ".gateways[0].interface", in_quotes(c.interface),
                            "this node, the gateway, has no such interface"});
     else
       planned.egress_ifindex = interface->second;

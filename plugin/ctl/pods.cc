@@ -9,16 +9,14 @@
 #include "datapath/maps.h"
 #include "datapath/pod_datapath.h"
 #include "util/json.h"
+#include "util/text.h"
 
 namespace egressclass::ctl {
 namespace {
 
 std::string mark_text(const Attachment& attachment) {
   const auto node = read_node();
-  if (!node) return "-";
-  std::array<char, 11> text{};
-  std::snprintf(text.data(), text.size(), "0x%x", deposit_bits(attachment.class_id, node->mark_mask));
-  return text.data();
+  return node ? hex(deposit_bits(attachment.class_id, node->mark_mask)) : "-";
 }
 
 Json to_json(const Attachment& attachment) {

@@ -20,6 +20,7 @@
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
 #include "util/json.h"
+#include "util/text.h"
 
 namespace egressclass::ctl {
 namespace {
@@ -97,14 +98,12 @@ Json classes_json(const Applied& applied, const std::vector<Attachment>& attachm
     const std::uint32_t id = applied.ids.at(c.name);
     auto entry = map ? map->find(id) : Result<std::optional<ec_class>>(map.error());
     if (!entry || !*entry) continue;
-    std::array<char, 11> mark{};
-    std::snprintf(mark.data(), mark.size(), "0x%x", (*entry)->mark);
     Json events = Json::object();
     for (const auto& [key, counter] : counters)
       if (key.first == id && !is_drop(key.second))
         events[event_name(key.second)] = {{"packets", counter.packets}, {"bytes", counter.bytes}};
     list.push_back({{"name", c.name},
-                    {"mark", mark.data()},
+                    {"mark", hex((*entry)->mark)},
                     {"vni", (*entry)->vni},
                     {"role", (*entry)->path == EC_PATH_LOCAL ? "gateway" : "worker"},
                     {"gateway", from_ec((*entry)->gateway).str()},

@@ -3,13 +3,11 @@
 
 #include <nftables/libnftables.h>
 
-#include <array>
-#include <cstdio>
-
 #include "core/mark.h"
 #include "datapath/paths.h"
 #include "util/c_handle.h"
 #include "util/json.h"
+#include "util/text.h"
 
 namespace egressclass {
 namespace {
@@ -18,12 +16,6 @@ using Context = CHandle<nft_ctx, nft_ctx_free>;
 
 constexpr const char* kTable = "inet egressclass";
 constexpr unsigned kIpTcpHeaders = 40;
-
-std::string hex(std::uint32_t value) {
-  std::array<char, 11> text{};
-  std::snprintf(text.data(), text.size(), "0x%x", value);
-  return text.data();
-}
 
 /// Runs one transaction; the error is nft's own text.
 Status run(nft_ctx* context, const std::string& commands) {

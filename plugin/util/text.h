@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -13,6 +14,9 @@ std::string printable(std::string_view text, std::size_t max = 80);
 
 /// printable() between double quotes.
 std::string in_quotes(std::string_view text);
+
+/// "0x1f7f", the form of marks in nft, ip and tc.
+std::string hex(std::uint32_t value);
 
 /// What the kernel accepts as the name of an interface, and CNI as CNI_IFNAME.
 bool valid_ifname(std::string_view name);
