@@ -3,6 +3,8 @@
 #include <bpf/libbpf.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +12,7 @@
 #include <string>
 
 #include "cni/codes.h"
+#include "cni/log.h"
 #include "cni/protocol.h"
 #include "cni/verbs.h"
 #include "util/file.h"
@@ -21,7 +24,7 @@ using cni::Request;
 using cni::Verb;
 
 constexpr std::size_t kMaxStdinBytes = 4U << 20U;
-constexpr unsigned kDeadlineSeconds = 30;
+constexpr unsigned kDeadlineSeconds = 25;  // runtimes wait for a minute at least
 
 Result<std::string> dispatch(const Request& request) {
   switch (request.verb) {
@@ -52,6 +55,14 @@ int finish(const std::string& document, int exit_code) {
   return exit_code;
 }
 
+/// A system call that never returns must not hold up the pod for ever. Nothing but write() is allowed here.
+void out_of_time(int) {
+  constexpr char kError[] = R"({"cniVersion":"1.0.0","code":11,"msg":"egressclass ran out of time","details":)"
+                            R"("a lock, netlink or bpffs did not answer for 25 s; the next ADD or DEL starts over"})";
+  const ssize_t written = ::write(STDOUT_FILENO, kError, sizeof(kError) - 1);
+  ::_exit(written < 0 ? 2 : 1);
+}
+
 int run() {
   const char* command = std::getenv("CNI_COMMAND");
   if (command == nullptr || *command == '\0') {
@@ -65,7 +76,14 @@ int run() {
   auto request = cni::parse_request([](const char* name) { return std::getenv(name); },
                                     [] { return read_all(STDIN_FILENO, "stdin", kMaxStdinBytes); }, &cni_version);
   if (!request) return finish(cni::format_error(request.error(), cni_version), 1);
+  auto settings = cni::log_settings(request->config);
+  if (!settings && request->verb != Verb::kDel)  // a DEL has to succeed, whatever became of the conflist
+    return finish(cni::format_error(settings.error(), request->cni_version), 1);
+
+  const auto start = std::chrono::steady_clock::now();
   auto output = dispatch(*request);
+  cni::log_call(settings ? *settings : cni::LogSettings{}, *request, output ? nullptr : &output.error(),
+                std::chrono::steady_clock::now() - start);
   if (!output) return finish(cni::format_error(output.error(), request->cni_version), 1);
   return finish(*output, 0);
 }
@@ -74,7 +92,8 @@ int run() {
 
 int main() {
   std::signal(SIGPIPE, SIG_IGN);
-  ::alarm(kDeadlineSeconds);  // a system call that never returns must not hold up the pod for ever
+  std::signal(SIGALRM, out_of_time);
+  ::alarm(kDeadlineSeconds);
   libbpf_set_print(nullptr);
   try {
     return run();
