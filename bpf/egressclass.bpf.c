@@ -124,6 +124,13 @@ static __always_inline bool sent_by_pod(const struct packet* p, const struct ec_
   return endpoint && endpoint->ifindex == ifindex;
 }
 
+/* For the host's own IP stack, where nft waits for what is marked: were the veth a port of a bridge to the node's LAN,
+ * the packet might else be bridged past it. */
+static __always_inline long to_host(struct __sk_buff* skb, const struct ec_attachment* pod) {
+  bpf_skb_change_type(skb, PACKET_HOST);
+  return bpf_skb_store_bytes(skb, 0, pod->host_mac, ETH_ALEN, 0);
+}
+
 SEC("tc")
 int classify(struct __sk_buff* skb) {
   __u32 ifindex = skb->ifindex;
@@ -154,12 +161,13 @@ int classify(struct __sk_buff* skb) {
   if (!p.ipv4) return drop(skb, id, EC_DROP_FAMILY);
   if (verdict != EC_STEER) return pass(skb, id, EC_BYPASSED);
 
-  if (answers_inbound(skb, &p)) {
-    set_mark(skb, n, n->reply_mark);
-    return pass(skb, id, EC_REPLIED);
+  bool answers = answers_inbound(skb, &p);
+  if (answers || c->path == EC_PATH_LOCAL) {
+    set_mark(skb, n, answers ? n->reply_mark : c->mark | n->pending_mark);
+    if (to_host(skb, pod)) return drop(skb, id, EC_DROP_NOT_IP);
+    return pass(skb, id, answers ? EC_REPLIED : EC_STEERED_LOCAL);
   }
   set_mark(skb, n, c->mark);
-  if (c->path == EC_PATH_LOCAL) return pass(skb, id, EC_STEERED_LOCAL);
   if (!gateway_answers(skb, n, id, c)) return drop(skb, id, EC_DROP_GATEWAY_UNREACHABLE);
   if (set_tunnel(skb, c->vni, n->underlay, c->gateway.w[3])) return drop(skb, id, EC_DROP_TUNNEL_FAILED);
   count(skb, id, EC_STEERED_TUNNEL);
@@ -224,7 +232,7 @@ int tunnel_in(struct __sk_buff* skb) {
   if (stays_on_link(&p) || verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
   if (!learn_worker(&p.src, &sender, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
   bpf_skb_change_type(skb, PACKET_HOST);
-  set_mark(skb, n, c->mark);
+  set_mark(skb, n, c->mark | n->pending_mark);
   return pass(skb, *id, EC_GATEWAY_OUT);
 }
 
@@ -241,6 +249,7 @@ int tunnel_out(struct __sk_buff* skb) {
     return TC_ACT_UNSPEC;
   }
   if (mark == 0) return drop(skb, 0, EC_DROP_STRAY);
+  if (mark & n->pending_mark) return drop(skb, 0, EC_DROP_UNVERIFIED);
   if (mark != n->return_mark) return TC_ACT_UNSPEC; /* classify has set the tunnel key */
 
   struct packet p = {};

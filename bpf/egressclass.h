@@ -39,18 +39,20 @@ struct ec_node {
   __u32 tunnel_ifindex; /* egress0 */
   __be32 underlay;      /* this node's address among the configuration's `nodes` */
   __u32 mark_mask;
-  __u32 return_mark; /* gateway: reply on its way back into the tunnel */
-  __u32 reply_mark;  /* worker: reply of an inbound connection, to be verified by conntrack */
-  __u32 probe_mark;  /* probe and answer between worker and gateway */
+  __u32 return_mark;  /* gateway: reply on its way back into the tunnel */
+  __u32 reply_mark;   /* worker: reply of an inbound connection, to be verified by conntrack */
+  __u32 probe_mark;   /* probe and answer between worker and gateway */
+  __u32 pending_mark; /* one bit: nft has yet to see the packet (core/mark.h) */
+  __u32 pad;
 };
-EC_SIZE(ec_node, 32);
+EC_SIZE(ec_node, 40);
 
 /* attachments[ifindex of the host veth]: the pod behind it. */
 struct ec_attachment {
   __u64 cookie; /* hash of (network, container id, ifname): ifindexes are reused, this is not */
   __u32 class_id;
   __u8 pod_mac[6];
-  __u8 pad[6];
+  __u8 host_mac[6];
 };
 EC_SIZE(ec_attachment, 24);
 
@@ -161,6 +163,7 @@ EC_SIZE(ec_fragment_key, 40);
   X(DROP_BAD_DESTINATION, "bad_destination") /* tunnel packet for the cluster itself */ \
   X(DROP_WORKER_TABLE, "worker_table")       /* the worker could not be learned */      \
   X(DROP_WORKER_UNKNOWN, "worker_unknown")   /* reply for a pod that was never seen */  \
+  X(DROP_UNVERIFIED, "unverified")           /* marked, but nft has not seen it */      \
   X(DROP_STRAY, "stray")                     /* on egress0, but not by our doing */
 
 enum ec_event {

@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t kMaxClassName = 63;
 constexpr std::size_t kMaxPattern = 253;  // the longest name of a pod
-constexpr int kMinMaskBits = 3;
+constexpr int kMinMaskBits = 4;
 constexpr std::uint32_t kMaxVni = 0xfffffe;  // 24 bits; the highest value is no network by convention
 
 constexpr std::string_view kAlnum = "abcdefghijklmnopqrstuvwxyz0123456789";
@@ -183,7 +183,7 @@ Config ConfigReader::read() {
 void ConfigReader::read_mask(const Field& field) {
   config_.mark_mask = field.bits().value_or(UINT32_MAX);  // of a bad mask: so that no class is blamed for it
   if (std::popcount(config_.mark_mask) >= kMinMaskBits) return;
-  field.refuse("must have at least 3 bits");
+  field.refuse("must have at least 4 bits");
   config_.mark_mask = UINT32_MAX;
 }
 
@@ -278,7 +278,10 @@ void ConfigReader::read_mark(const Field& field, ClassConfig* c) {
   if (*mark == 0) return field.refuse("must not be 0: that is the mark of pods without a class");
   if ((*mark & ~mask) != 0) return field.refuse("has bits outside of \"markMask\" " + hex(mask));
   if (extract_bits(*mark, mask) > max_class_index(mask))
-    return field.refuse("is reserved: classes may not have the three highest values of \"markMask\" " + hex(mask));
+    return field.refuse(
+        "is reserved: classes may not have the highest bit, nor the three highest values of the rest, of "
+        "\"markMask\" " +
+        hex(mask));
   const auto [owner, is_new] = marks_.try_emplace(*mark, c->name);
   if (!is_new) return field.refuse("overlaps the mark of class " + in_quotes(owner->second));
   c->mark = *mark;

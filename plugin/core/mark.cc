@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/mark.h"
 
+#include <bit>
+
 namespace egressclass {
 
 std::uint32_t deposit_bits(std::uint32_t index, std::uint32_t mask) {
@@ -17,13 +19,20 @@ std::uint32_t extract_bits(std::uint32_t mark, std::uint32_t mask) {
   return index;
 }
 
-// The highest index of a mask is what all of its bits together extract to.
-std::uint32_t return_mark(std::uint32_t mask) { return mask; }
-std::uint32_t reply_mark(std::uint32_t mask) { return deposit_bits(extract_bits(mask, mask) - 1, mask); }
-std::uint32_t probe_mark(std::uint32_t mask) { return deposit_bits(extract_bits(mask, mask) - 2, mask); }
+std::uint32_t pending_mark(std::uint32_t mask) { return mask == 0 ? 0 : std::bit_floor(mask); }
+
+std::uint32_t return_mark(std::uint32_t mask) { return mask & ~pending_mark(mask); }
+
+std::uint32_t reply_mark(std::uint32_t mask) {
+  return pending_mark(mask) | deposit_bits(extract_bits(return_mark(mask), mask) - 1, mask);
+}
+
+std::uint32_t probe_mark(std::uint32_t mask) {
+  return pending_mark(mask) | deposit_bits(extract_bits(return_mark(mask), mask) - 2, mask);
+}
 
 std::uint32_t max_class_index(std::uint32_t mask) {
-  const std::uint32_t highest = extract_bits(mask, mask);
+  const std::uint32_t highest = extract_bits(return_mark(mask), mask);
   return highest > kReservedMarks ? highest - kReservedMarks : 0;
 }
 

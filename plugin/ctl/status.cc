@@ -53,7 +53,7 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
   health.expect((*link)->up, "the tunnel device egress0 is down");
   health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
   health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
-  health.expect(return_route_exists(netlink, node.mark_mask, ifindex), "the rule or route for replies is missing");
+  health.expect(routes_exist(netlink, node.mark_mask, ifindex), "a rule or the route to egress0 is missing");
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {

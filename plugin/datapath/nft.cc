@@ -41,6 +41,9 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * A mark on a multicast packet is no mark: the kernel's own IGMP and MLD reports use the field for something else
  * (sk_buff: `mark` and `reserved_tailroom` are a union). Classes never get multicast.
  *
+ * prerouting takes the pending bit off what the BPF programs marked (core/mark.h): without this table, say after a
+ * `flush ruleset`, such packets are not routed at all.
+ *
  * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it.
  */
 constexpr const char* kRuleset = R"(
@@ -66,8 +69,10 @@ flush set inet egressclass sources4
 flush set inet egressclass egress4
 table inet egressclass {
   chain prerouting {
+    meta mark & MASK == REPLY goto verify_reply
+    meta mark & PENDING != 0 meta mark set meta mark & APPROVED
     iifname "DEVICE" ct direction original ct mark set meta mark & MASK
-    iifname != "DEVICE" ct direction reply ct mark & MASK != 0 ct reply ip daddr @egress4 meta mark set meta mark | MASK
+    iifname != "DEVICE" ct direction reply ct mark & MASK != 0 ct reply ip daddr @egress4 meta mark set meta mark | RETURN
   }
   chain verify_reply {
     ct state invalid,untracked counter name not_a_reply drop
@@ -76,7 +81,6 @@ table inet egressclass {
   }
   chain forward {
     meta mark & MASK == 0 accept
-    meta mark & MASK == REPLY goto verify_reply
     ct state invalid counter name invalid drop
 CLAMP  }
   chain srcnat {
@@ -114,9 +118,11 @@ std::string nft_ruleset(const Plan& plan, unsigned tunnel_mtu) {
       clamp += std::string("    ") + direction +
                " \"DEVICE\" tcp flags & (syn | rst) == syn tcp option maxseg size set " +
                std::to_string(tunnel_mtu - kIpTcpHeaders) + "\n";
-  return replace_all(replace_all(kRuleset, {{"CLAMP", clamp}}), {{"DEVICE", paths::kTunnelDevice},
+  return replace_all(replace_all(kRuleset, {{"CLAMP", clamp}}), {{"APPROVED", hex(~pending_mark(plan.mark_mask))},
+                                                                 {"DEVICE", paths::kTunnelDevice},
                                                                  {"MASK", hex(plan.mark_mask)},
                                                                  {"OTHERS", hex(~plan.mark_mask)},
+                                                                 {"PENDING", hex(pending_mark(plan.mark_mask))},
                                                                  {"REPLY", hex(reply_mark(plan.mark_mask))},
                                                                  {"RETURN", hex(return_mark(plan.mark_mask))}}) +
          elements;

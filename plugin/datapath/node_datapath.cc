@@ -98,6 +98,7 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
   node.return_mark = return_mark(plan.mark_mask);
   node.reply_mark = reply_mark(plan.mark_mask);
   node.probe_mark = probe_mark(plan.mark_mask);
+  node.pending_mark = pending_mark(plan.mark_mask);
   auto map = open_node_map();
   if (!map) return map.error();
   return map->set(0, node);

@@ -25,6 +25,7 @@ ec_attachment attachment_entry(const Attachment& attachment) {
   entry.cookie = attachment.cookie();
   entry.class_id = attachment.class_id;
   std::memcpy(entry.pod_mac, attachment.pod_mac.data(), sizeof(entry.pod_mac));
+  std::memcpy(entry.host_mac, attachment.host_mac.data(), sizeof(entry.host_mac));
   return entry;
 }
 

@@ -11,6 +11,7 @@
 #include <netlink/route/route.h>
 #include <netlink/route/rule.h>
 
+#include <array>
 #include <cerrno>
 #include <string>
 
@@ -29,6 +30,7 @@ using RouteHandle = CHandle<rtnl_route, rtnl_route_put>;
 constexpr unsigned kVxlanBytes = 50;  // outer Ethernet, IPv4, UDP, VXLAN
 constexpr std::uint32_t kTable = 8479;
 constexpr std::uint32_t kRulePriority = 84;  // before the rules of cloud CNIs for pod addresses (AWS: 512)
+constexpr std::uint32_t kLastMetric = 0xffffffff;
 constexpr const char* kDevice = paths::kTunnelDevice;
 
 /// The MAC by which the programs know a node's egress0; see tunnel_mac() in bpf/egressclass.bpf.c.
@@ -89,39 +91,55 @@ Status set_device_sysctls() {
   return write_sysctl(ipv6, "1");       // keeps router solicitations out of the tunnel
 }
 
-RuleHandle return_rule(std::uint32_t mark_mask) {
-  RuleHandle rule(rtnl_rule_alloc());
-  rtnl_rule_set_family(rule.get(), AF_INET);
-  rtnl_rule_set_prio(rule.get(), kRulePriority);
-  rtnl_rule_set_mark(rule.get(), return_mark(mark_mask));
-  rtnl_rule_set_mask(rule.get(), mark_mask);
-  rtnl_rule_set_table(rule.get(), kTable);
-  rtnl_rule_set_action(rule.get(), FR_ACT_TO_TBL);
-  return rule;
+/// Marks that are routed to egress0: replies on their way back, and what nft has not seen (tunnel_out drops it).
+std::array<RuleHandle, 2> rules(std::uint32_t mark_mask) {
+  const auto to_table = [](std::uint32_t mark, std::uint32_t mask) {
+    RuleHandle rule(rtnl_rule_alloc());
+    rtnl_rule_set_family(rule.get(), AF_INET);
+    rtnl_rule_set_prio(rule.get(), kRulePriority);
+    rtnl_rule_set_mark(rule.get(), mark);
+    rtnl_rule_set_mask(rule.get(), mask);
+    rtnl_rule_set_table(rule.get(), kTable);
+    rtnl_rule_set_action(rule.get(), FR_ACT_TO_TBL);
+    return rule;
+  };
+  return {to_table(return_mark(mark_mask), mark_mask), to_table(pending_mark(mark_mask), pending_mark(mark_mask))};
 }
 
-Status ensure_return_route(const Netlink& netlink, std::uint32_t mark_mask, int ifindex) {
-  const RouteHandle route(rtnl_route_alloc());
+RouteHandle default_route(std::uint8_t type, std::uint32_t metric) {
+  RouteHandle route(rtnl_route_alloc());
   CHandle<nl_addr, nl_addr_put> anywhere(nl_addr_alloc(4));
   nl_addr_set_family(anywhere.get(), AF_INET);
   nl_addr_set_prefixlen(anywhere.get(), 0);
   rtnl_route_set_family(route.get(), AF_INET);
   rtnl_route_set_dst(route.get(), anywhere.get());
   rtnl_route_set_table(route.get(), kTable);
+  rtnl_route_set_type(route.get(), type);
+  rtnl_route_set_priority(route.get(), metric);
+  return route;
+}
+
+/// Without egress0 the table must not be empty: the next rules would send the packets anywhere.
+RouteHandle last_route() { return default_route(RTN_BLACKHOLE, kLastMetric); }
+
+Status ensure_return_route(const Netlink& netlink, std::uint32_t mark_mask, int ifindex) {
+  const RouteHandle route = default_route(RTN_UNICAST, 0);
   rtnl_route_set_scope(route.get(), RT_SCOPE_LINK);
-  rtnl_route_set_type(route.get(), RTN_UNICAST);
   rtnl_nexthop* hop = rtnl_route_nh_alloc();
   rtnl_route_nh_set_ifindex(hop, ifindex);
   rtnl_route_add_nexthop(route.get(), hop);
-  if (const int err = rtnl_route_add(netlink.socket(), route.get(), NLM_F_CREATE | NLM_F_REPLACE); err < 0)
-    return netlink_error("cannot add the return route", "table " + std::to_string(kTable), err);
-
-  const RuleHandle rule = return_rule(mark_mask);
-  if (const int err = rtnl_rule_add(netlink.socket(), rule.get(), NLM_F_CREATE | NLM_F_EXCL);
-      err < 0 && err != -NLE_EXIST)
-    return netlink_error("cannot add the return rule", "priority " + std::to_string(kRulePriority), err);
+  const RouteHandle last = last_route();
+  for (rtnl_route* wanted : {last.get(), route.get()})
+    if (const int err = rtnl_route_add(netlink.socket(), wanted, NLM_F_CREATE | NLM_F_REPLACE); err < 0)
+      return netlink_error("cannot add a route to egress0", "table " + std::to_string(kTable), err);
+  for (const RuleHandle& rule : rules(mark_mask))
+    if (const int err = rtnl_rule_add(netlink.socket(), rule.get(), NLM_F_CREATE | NLM_F_EXCL);
+        err < 0 && err != -NLE_EXIST)
+      return netlink_error("cannot add a rule for egress0", "priority " + std::to_string(kRulePriority), err);
   return Ok{};
 }
+
+bool is_absent(int err) { return err == -NLE_OBJ_NOTFOUND || err == -NLE_NOADDR; }
 
 }  // namespace
 
@@ -164,10 +182,12 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
 }
 
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
-  const RuleHandle rule = return_rule(mark_mask);
-  if (const int err = rtnl_rule_delete(netlink.socket(), rule.get(), 0);
-      err < 0 && err != -NLE_OBJ_NOTFOUND && err != -NLE_NOADDR)
-    return netlink_error("cannot remove the return rule", "priority " + std::to_string(kRulePriority), err);
+  for (const RuleHandle& rule : rules(mark_mask))
+    if (const int err = rtnl_rule_delete(netlink.socket(), rule.get(), 0); err < 0 && !is_absent(err))
+      return netlink_error("cannot remove a rule for egress0", "priority " + std::to_string(kRulePriority), err);
+  const RouteHandle last = last_route();
+  if (const int err = rtnl_route_delete(netlink.socket(), last.get(), 0); err < 0 && !is_absent(err))
+    return netlink_error("cannot remove a route to egress0", "table " + std::to_string(kTable), err);
   auto link = netlink.link(kDevice);
   if (!link) return link.error();
   if (*link && (*link)->kind == "vxlan")  // its route goes with it
@@ -177,15 +197,19 @@ Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
   return Ok{};
 }
 
-bool return_route_exists(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex) {
+bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex) {
   nl_cache* raw = nullptr;
   if (rtnl_rule_alloc_cache(netlink.socket(), AF_INET, &raw) < 0) return false;
-  const CHandle<nl_cache, nl_cache_free> rules(raw);
-  bool rule_found = false;
+  const CHandle<nl_cache, nl_cache_free> present_rules(raw);
+  std::size_t rules_found = 0;
   for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
     auto* rule = reinterpret_cast<rtnl_rule*>(o);
-    rule_found |= rtnl_rule_get_prio(rule) == kRulePriority && rtnl_rule_get_table(rule) == kTable &&
-                  rtnl_rule_get_mark(rule) == return_mark(mark_mask) && rtnl_rule_get_mask(rule) == mark_mask;
+    for (const RuleHandle& wanted : rules(mark_mask))
+      rules_found += rtnl_rule_get_prio(rule) == kRulePriority && rtnl_rule_get_table(rule) == kTable &&
+                             rtnl_rule_get_mark(rule) == rtnl_rule_get_mark(wanted.get()) &&
+                             rtnl_rule_get_mask(rule) == rtnl_rule_get_mask(wanted.get())
+                         ? 1
+                         : 0;
   }
   if (rtnl_route_alloc_cache(netlink.socket(), AF_INET, 0, &raw) < 0) return false;
   const CHandle<nl_cache, nl_cache_free> routes(raw);
@@ -195,7 +219,7 @@ bool return_route_exists(const Netlink& netlink, std::uint32_t mark_mask, int tu
     if (rtnl_route_get_table(route) != kTable || rtnl_route_get_nnexthops(route) == 0) continue;
     route_found |= rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(route, 0)) == tunnel_ifindex;
   }
-  return rule_found && route_found;
+  return rules_found == 2 && route_found;
 }
 
 }  // namespace egressclass

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// egress0, the tunnel between nodes: a VXLAN device whose keys the BPF programs set and read, and the route that leads
-// replies into it on gateways.
+// egress0, the tunnel between nodes: a VXLAN device whose keys the BPF programs set and read, and the rules that lead
+// packets there: replies on a gateway, and what nobody verified.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
 /// Removes all that. Absent already is success.
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask);
 
-/// Whether the rule and the route are in place.
-bool return_route_exists(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex);
+/// Whether the rules and the route are in place.
+bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex);
 
 /// Link pins of the two programs on egress0.
 extern const char* const kTunnelInPin;

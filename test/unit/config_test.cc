@@ -130,7 +130,8 @@ TEST(Config, AcceptsWhatLooksOddButIsRight) {
       {{"/tunnel", "{}"}},
       {{"/markMask", "127"}},
       {{"/markMask", "\"0xFF000000\""}, {"/classes/0/mark", "\"0x1000000\""}},
-      {{"/classes/0/mark", "4096"}},
+      {{"/classes/0/mark", "2048"}},
+      {{"/classes/0/mark", "\"0xf7c\""}},
       {{"/classes/0/name", "\"0\""}},
       {{"/classes/0/name", "\"a.b-c\""}},
       {{"/classes/0/name", "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\""}},
@@ -172,7 +173,7 @@ TEST(Config, RefusesWhatIsWrongWithPathValueAndReason) {
       {{{"/markMask", "4294967296"}}, "f: markMask: 4294967296: must be 32 bits"},
       {{{"/markMask", "-1"}}, "f: markMask: -1: must be 32 bits"},
       {{{"/markMask", "7.0"}}, "f: markMask: 7.0: must be 32 bits"},
-      {{{"/markMask", "\"0x11\""}}, "f: markMask: \"0x11\": must have at least 3 bits"},
+      {{{"/markMask", "\"0x11\""}}, "f: markMask: \"0x11\": must have at least 4 bits"},
       {{{"/tunnel", "[]"}}, "f: tunnel: []: must be an object"},
       {{{"/tunnel/prot", "1"}}, "f: tunnel.prot: 1: unknown key: did you mean \"port\"?"},
       {{{"/tunnel/port", "0"}}, "f: tunnel.port: 0: must be a number from 1 to 65535"},
@@ -269,8 +270,11 @@ TEST(Config, RefusesWhatIsWrongWithPathValueAndReason) {
       {{{"/classes/0/mark", "\"3\""}}, "f: classes[0].mark: \"3\": must be 32 bits"},
       {{{"/classes/0/mark", "\"0x80\""}}, "f: classes[0].mark: \"0x80\": has bits outside of \"markMask\" 0x1f7f"},
       {{{"/classes/0/mark", "\"0x1f7f\""}}, "f: classes[0].mark: \"0x1f7f\": is reserved"},
-      {{{"/classes/0/mark", "\"0x1f7e\""}}, "f: classes[0].mark: \"0x1f7e\": is reserved"},
-      {{{"/classes/0/mark", "\"0x1f7d\""}}, "f: classes[0].mark: \"0x1f7d\": is reserved"},
+      {{{"/classes/0/mark", "\"0x1000\""}}, "f: classes[0].mark: \"0x1000\": is reserved"},
+      {{{"/classes/0/mark", "\"0x1001\""}}, "f: classes[0].mark: \"0x1001\": is reserved"},
+      {{{"/classes/0/mark", "\"0xf7f\""}}, "f: classes[0].mark: \"0xf7f\": is reserved"},
+      {{{"/classes/0/mark", "\"0xf7e\""}}, "f: classes[0].mark: \"0xf7e\": is reserved"},
+      {{{"/classes/0/mark", "\"0xf7d\""}}, "f: classes[0].mark: \"0xf7d\": is reserved"},
       {{{"/classes/1/mark", "3"}}, "f: classes[1].mark: 3: overlaps the mark of class \"billing\""},
       {{{"/classes/0/vni", "0"}}, "f: classes[0].vni: 0: must be a number from 1 to 16777214"},
       {{{"/classes/0/vni", "16777215"}}, "f: classes[0].vni: 16777215: must be a number from 1 to 16777214"},
@@ -330,7 +334,7 @@ TEST(Config, RefusesMoreClassesThanTheMaskHasRoomFor) {
     Json json = *parse_json(kValid);
     Json one = json["classes"][1];
     one.erase("default");
-    json["markMask"] = 7;
+    json["markMask"] = 15;
     json["classes"] = Json::array();
     for (int i = 0; i < count; ++i) {
       one["name"] = "c" + std::to_string(i);
@@ -339,7 +343,7 @@ TEST(Config, RefusesMoreClassesThanTheMaskHasRoomFor) {
     return json.dump();
   };
   EXPECT_EQ(problems_of(text(4)), "");
-  EXPECT_NE(problems_of(text(5)).find("has 5 classes, and \"markMask\" 0x7 has room for 4"), std::string::npos);
+  EXPECT_NE(problems_of(text(5)).find("has 5 classes, and \"markMask\" 0xf has room for 4"), std::string::npos);
 }
 
 TEST(Config, NamesThePlaceOfBrokenJson) {

@@ -28,21 +28,33 @@ TEST(Mark, DropsWhatDoesNotFit) {
   EXPECT_EQ(extract_bits(0xffffffff, 0x70), 7U);
 }
 
-TEST(Mark, ReservesTheThreeHighestValues) {
-  for (const std::uint32_t mask : {0x1f7fU, 0x7U, 0xe0000000U, 0xffffffffU}) {
+TEST(Mark, TheHighestBitIsPending) {
+  EXPECT_EQ(pending_mark(0x1f7f), 0x1000U);
+  EXPECT_EQ(pending_mark(0xf0000000), 0x80000000U);
+  EXPECT_EQ(pending_mark(0), 0U);
+}
+
+TEST(Mark, ReservesTheThreeHighestValuesOfTheRest) {
+  for (const std::uint32_t mask : {0x1f7fU, 0xfU, 0xf0000000U, 0xffffffffU}) {
     const std::uint32_t last = max_class_index(mask);
-    EXPECT_EQ(extract_bits(probe_mark(mask), mask), last + 1);
-    EXPECT_EQ(extract_bits(reply_mark(mask), mask), last + 2);
+    EXPECT_EQ(extract_bits(probe_mark(mask) & ~pending_mark(mask), mask), last + 1);
+    EXPECT_EQ(extract_bits(reply_mark(mask) & ~pending_mark(mask), mask), last + 2);
     EXPECT_EQ(extract_bits(return_mark(mask), mask), last + kReservedMarks);
-    EXPECT_EQ(return_mark(mask), mask);
+    EXPECT_EQ(deposit_bits(last, mask) & pending_mark(mask), 0U);
   }
 }
 
+TEST(Mark, OnlyWhatNftHasSeenIsNotPending) {
+  EXPECT_EQ(return_mark(0x1f7f) & pending_mark(0x1f7f), 0U);
+  EXPECT_NE(reply_mark(0x1f7f) & pending_mark(0x1f7f), 0U);
+  EXPECT_NE(probe_mark(0x1f7f) & pending_mark(0x1f7f), 0U);
+}
+
 TEST(Mark, CountsTheClassesThatAMaskHasRoomFor) {
-  EXPECT_EQ(max_class_index(0x1f7f), 4092U);
-  EXPECT_EQ(max_class_index(0xffffffff), 0xfffffffcU);
-  EXPECT_EQ(max_class_index(0x7), 4U);
-  EXPECT_EQ(max_class_index(0x3), 0U);
+  EXPECT_EQ(max_class_index(0x1f7f), 2044U);
+  EXPECT_EQ(max_class_index(0xffffffff), 0x7ffffffcU);
+  EXPECT_EQ(max_class_index(0xf), 4U);
+  EXPECT_EQ(max_class_index(0x7), 0U);
   EXPECT_EQ(max_class_index(0), 0U);
 }
 

@@ -148,7 +148,7 @@ TEST(Plan, TheMaskInForceCannotChange) {
 
 TEST(Plan, MoreClassesThanMarksAreRefused) {
   Config config = a_config({a_class("a", 1), a_class("b", 2)});
-  config.mark_mask = 0x7;  // values 1 to 4 are for classes
+  config.mark_mask = 0xf;  // values 1 to 4 are for classes
   NodeFacts facts = facts_of("192.0.2.11");
   facts.attached = {{1, "x"}, {2, "y"}, {3, "z"}};
   EXPECT_NE(refusal(config, facts).find("no mark is left"), std::string::npos);
