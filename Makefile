@@ -23,7 +23,8 @@ say     = @$(if $(V),:,printf '  %-6s %s\n' $(1) $(2))
 ARCH_INCLUDE := /usr/include/$(shell $(CXX) -print-multiarch 2>/dev/null || gcc -print-multiarch)
 
 CPPFLAGS := -Iplugin -Ibpf -I$(B)/bpf -isystem /usr/include/libnl3 -MMD -MP
-CXXFLAGS := -std=c++20 -O2 -g -fstack-protector-strong -Wall -Wextra -Wshadow -Wconversion -Werror $(EXTRA_CXXFLAGS)
+# -Wno-restrict: GCC 12 warns of std::string's own operator+ (GCC bug 105651).
+CXXFLAGS := -std=c++20 -O2 -g -fstack-protector-strong -Wall -Wextra -Wshadow -Wconversion -Werror -Wno-restrict $(EXTRA_CXXFLAGS)
 BPFFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -idirafter $(ARCH_INCLUDE) -MMD -MP
 
 UTIL     := $(wildcard plugin/util/*.cc)
@@ -43,7 +44,7 @@ SHELL_FILES  := scripts/deps .ci/run
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
-.PHONY: all deps demo test test-unit test-bpf test-lab test-runtime lint fmt install clean
+.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime fuzz bench-cni lint fmt install clean
 all: $(B)/egressclass $(B)/egressctl
 
 # One static executable: it is copied onto hosts that have none of our libraries.
@@ -100,15 +101,42 @@ $(B)/test/bpf: $(call sanitized,$(BPF_TESTS) $(UTIL) $(CORE))
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -pthread
 
+# Fuzz targets: libFuzzer is clang's, so here clang compiles the program too. What they find is kept in build/fuzz.
+FUZZ_TARGETS := $(patsubst test/fuzz/%_fuzz.cc,%,$(wildcard test/fuzz/*_fuzz.cc))
+FUZZ_SECONDS ?= 600
+FUZZ_SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+$(B)/fuzz/obj/%.o: %.cc
+	$(call say,CXX,'$< (fuzzed)')
+	@mkdir -p $(@D)
+	$(Q)$(CLANG)++ $(CPPFLAGS) $(filter-out -O2,$(CXXFLAGS)) -O1 -Wno-unknown-warning-option \
+	    $(FUZZ_SANITIZE) -fsanitize=fuzzer-no-link -c -o $@ $<
+
+FUZZERS := $(addprefix $(B)/fuzz/,$(FUZZ_TARGETS))
+FUZZED  := $(UTIL) $(CORE) $(PROTOCOL) plugin/cni/pod_class.cc plugin/cni/log.cc
+$(FUZZERS): $(B)/fuzz/%: $(B)/fuzz/obj/test/fuzz/%_fuzz.o $(patsubst %.cc,$(B)/fuzz/obj/%.o,$(FUZZED))
+	$(call say,LD,$@)
+	$(Q)$(CLANG)++ $(FUZZ_SANITIZE) -fsanitize=fuzzer -o $@ $^ -pthread
+
+# $(1): seconds for each target. One input has 5 s and 1 GiB; a log is shown when there is something in it to see.
+run_fuzzers = $(Q)printf '%s\n' $(FUZZ_TARGETS) | xargs -P$$(nproc) -I{} sh -c ' \
+    mkdir -p $(B)/fuzz/found/{} && \
+    $(B)/fuzz/{} -max_total_time=$(1) -timeout=5 -rss_limit_mb=1024 -dict=test/fuzz/json.dict -print_final_stats=1 \
+        -artifact_prefix=$(B)/fuzz/{}- $(B)/fuzz/found/{} test/fuzz/corpus/{} >$(B)/fuzz/{}.log 2>&1 || \
+    { tail -n 40 $(B)/fuzz/{}.log; exit 1; }'
+
 # In namespaces of their own, with everything that they start: what a test leaves behind by mistake goes with them.
 ISOLATED := unshare --mount --net --pid --fork --kill-child --mount-proc --propagation private
 PYTEST   := $(ISOLATED) $(PYTHON) -B -m pytest -p no:cacheprovider -q --color=no
 
 test: deps
-	@$(MAKE) --no-print-directory test-unit test-bpf test-lab test-runtime
+	@$(MAKE) --no-print-directory test-unit test-fuzz test-bpf test-lab test-runtime
 test-unit: $(B)/test/unit
 	$(call say,TEST,unit)
 	$(Q)$(B)/test/unit --gtest_brief=1
+test-fuzz: $(FUZZERS)
+	$(call say,TEST,fuzz)
+	$(call run_fuzzers,10)
 test-bpf: $(B)/test/bpf
 	$(call say,TEST,bpf)
 	$(Q)$(ISOLATED) $(B)/test/bpf --gtest_brief=1
@@ -118,6 +146,14 @@ test-lab: all
 test-runtime: all
 	$(call say,TEST,runtime)
 	$(Q)$(PYTEST) test/runtime
+
+fuzz: $(FUZZERS)
+	$(call say,FUZZ,'$(FUZZ_SECONDS) s each: $(FUZZ_TARGETS)')
+	$(call run_fuzzers,$(FUZZ_SECONDS))
+
+# Needs an idle machine: wall time against other plugins.
+bench-cni: all
+	$(Q)test/bench/cni
 
 demo: deps
 	@$(MAKE) --no-print-directory all

@@ -21,17 +21,15 @@ extern struct nf_conn* bpf_skb_ct_lookup(struct __sk_buff* skb, struct bpf_sock_
                                          struct ec_ct_opts* opts, __u32 opts__sz) __ksym;
 extern void bpf_ct_release(struct nf_conn* ct) __ksym;
 
-enum flow_direction { FLOW_UNKNOWN, FLOW_ORIGINAL, FLOW_REPLY };
-
-/* In which direction of a tracked IPv4 flow the tuple is. */
-static __always_inline enum flow_direction flow_direction(struct __sk_buff* skb, __u8 proto, __be32 src, __be32 dst,
-                                                          __be16 sport, __be16 dport) {
+/* Whether the IPv4 tuple is the reply direction of a tracked flow: that of its answers, after any DNAT. */
+static __always_inline bool is_reply_of_flow(struct __sk_buff* skb, __u8 proto, __be32 src, __be32 dst, __be16 sport,
+                                             __be16 dport) {
   struct bpf_sock_tuple tuple = {.ipv4 = {.saddr = src, .daddr = dst, .sport = sport, .dport = dport}};
   struct ec_ct_opts opts = {.netns_id = -1 /* this one */, .l4proto = proto};
   struct nf_conn* ct = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
-  if (!ct) return FLOW_UNKNOWN;
+  if (!ct) return false;
   bpf_ct_release(ct);
-  return opts.dir ? FLOW_REPLY : FLOW_ORIGINAL;
+  return opts.dir; /* IP_CT_DIR_REPLY */
 }
 
 /*
@@ -51,7 +49,7 @@ static __always_inline bool answers_inbound(struct __sk_buff* skb, struct packet
   if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
     if (!read_ports(skb, p->l4, p)) return false;
     if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) return false; /* opens, whatever is stale */
-    answers = flow_direction(skb, p->proto, p->src.w[3], p->dst.w[3], p->sport, p->dport) == FLOW_REPLY;
+    answers = is_reply_of_flow(skb, p->proto, p->src.w[3], p->dst.w[3], p->sport, p->dport);
   } else if (p->proto == IPPROTO_ICMP) {
     struct {
       struct icmp_header icmp;
@@ -62,14 +60,19 @@ static __always_inline bool answers_inbound(struct __sk_buff* skb, struct packet
     if (error.icmp.type == ICMP_ECHOREPLY) {
       answers = true;
     } else if (error.icmp.type != ICMP_ECHO && bpf_skb_load_bytes(skb, p->l4, &error, sizeof(error)) == 0 &&
-               error.ip.ihl == 5 && (error.ip.protocol == IPPROTO_TCP || error.ip.protocol == IPPROTO_UDP)) {
-      answers = flow_direction(skb, error.ip.protocol, error.ip.saddr, error.ip.daddr, error.ports[0],
-                               error.ports[1]) == FLOW_ORIGINAL;
+               error.ip.ihl == 5 && error.ip.daddr == p->src.w[3] &&
+               (error.ip.protocol == IPPROTO_TCP || error.ip.protocol == IPPROTO_UDP)) {
+      /* what the pod received, the other way round: what it would answer */
+      answers =
+          is_reply_of_flow(skb, error.ip.protocol, error.ip.daddr, error.ip.saddr, error.ports[1], error.ports[0]);
     }
   }
-  if (answers && p->first_fragment) {
+  if (p->first_fragment) {
     __u32 verdict = EC_BYPASS;
-    bpf_map_update_elem(&fragments, &fragment, &verdict, BPF_ANY);
+    if (answers)
+      bpf_map_update_elem(&fragments, &fragment, &verdict, BPF_ANY);
+    else
+      bpf_map_delete_elem(&fragments, &fragment); /* of an earlier datagram with this id */
   }
   return answers;
 }

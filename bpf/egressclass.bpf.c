@@ -150,7 +150,10 @@ int classify(struct __sk_buff* skb) {
   }
   if (stays_on_link(&p)) return pass(skb, id, EC_BYPASSED);
   if (!sent_by_pod(&p, pod, ifindex)) return drop(skb, id, EC_DROP_SPOOFED);
-  if (verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) return pass(skb, id, EC_BYPASSED);
+  if (verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) {
+    set_mark(skb, n, n->bypass_mark);
+    return pass(skb, id, EC_BYPASSED);
+  }
 
   if (!n->applied) return drop(skb, id, EC_DROP_DATAPATH_DOWN);
   const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);

@@ -43,7 +43,7 @@ struct ec_node {
   __u32 reply_mark;   /* worker: reply of an inbound connection, to be verified by conntrack */
   __u32 probe_mark;   /* probe and answer between worker and gateway */
   __u32 pending_mark; /* one bit: nft has yet to see the packet (core/mark.h) */
-  __u32 pad;
+  __u32 bypass_mark;  /* for the cluster: nft drops it if a DNAT leads it out */
 };
 EC_SIZE(ec_node, 40);
 

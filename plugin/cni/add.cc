@@ -26,6 +26,7 @@ Result<Attachment> describe(const Request& request, const Pod& pod, const PodCla
   attachment.pod = pod;
   attachment.class_name = pod_class.name;
   attachment.class_id = pod_class.id;
+  attachment.class_vni = pod_class.vni;
   attachment.host_ifindex = interface->host.ifindex;
   attachment.host_veth = interface->host.name;
   attachment.host_mac = interface->host.mac;

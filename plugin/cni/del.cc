@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <unistd.h>
-
-#include <cerrno>
-
 #include "cni/verbs.h"
 #include "datapath/attachment_store.h"
 #include "datapath/paths.h"

@@ -13,19 +13,18 @@ std::string argument(const Request& request, const char* key) {
   return found == request.args.end() ? std::string() : found->second;
 }
 
-Error unreadable(const std::string& details) {
-  return Error{codes::kConfigUnreadable, "cannot tell the pod's egress class",
-               details + "; nothing is applied on this node: mend the file and run `egressctl apply`"};
-}
-
+/// Of the file, as nothing is applied. If it is broken, what was applied last decides who has a class: a typo before
+/// a reboot must not stop the pods that have none.
 Result<Config> config_of_file() {
   auto text = read_file(kConfigPath, kMaxConfigBytes);
-  if (!text) return unreadable(text.error().msg + " " + text.error().details);
-  if (!*text) return Config{};
   std::vector<ConfigProblem> problems;
-  auto config = parse_config(**text, &problems);
-  if (!config) return unreadable(format_problems(kConfigPath, problems));
-  return std::move(*config);
+  if (text && !*text) return Config{};
+  if (text)
+    if (auto config = parse_config(**text, &problems)) return std::move(*config);
+  if (auto last = read_last_applied()) return std::move(last->selection);
+  const std::string why = text ? format_problems(kConfigPath, problems) : text.error().msg + " " + text.error().details;
+  return Error{codes::kConfigUnreadable, "cannot tell the pod's egress class",
+               why + "; nothing is applied on this node: mend the file and run `egressctl apply`"};
 }
 
 }  // namespace
@@ -42,19 +41,14 @@ Pod pod_of(const Request& request) {
 
 Result<std::optional<PodClass>> class_of(const Pod& pod) {
   auto applied = read_applied();
-  if (!applied) return applied.error();
-  if (*applied) {
-    auto chosen = choose_class((*applied)->selection, pod, kConfigPath);
-    if (!chosen) return chosen.error();
-    if (*chosen == nullptr) return std::optional<PodClass>();
-    return std::optional<PodClass>(PodClass{(*chosen)->name, (*applied)->ids.at((*chosen)->name)});
-  }
-  auto config = config_of_file();
+  const bool in_force = applied && *applied;
+  auto config = in_force ? Result<Config>((*applied)->selection) : config_of_file();
   if (!config) return config.error();
   auto chosen = choose_class(*config, pod, kConfigPath);
   if (!chosen) return chosen.error();
   if (*chosen == nullptr) return std::optional<PodClass>();
-  return std::optional<PodClass>(PodClass{(*chosen)->name, 0});
+  const ClassConfig& c = **chosen;
+  return std::optional<PodClass>(PodClass{c.name, in_force ? (*applied)->ids.at(c.name) : 0, c.vni});
 }
 
 }  // namespace egressclass::cni

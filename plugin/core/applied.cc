@@ -64,15 +64,26 @@ Result<Applied> Applied::from_json(const std::string& text) {
   return applied;
 }
 
-Result<std::optional<Applied>> read_applied() {
-  auto text = read_file(paths::kAppliedClasses, kMaxConfigBytes);
+namespace {
+
+Result<std::optional<Applied>> read_applied_from(const char* path) {
+  auto text = read_file(path, kMaxConfigBytes);
   if (!text) return text.error();
   if (!*text) return std::optional<Applied>();
   auto applied = Applied::from_json(**text);
   if (!applied)
     return Error{codes::kConfigUnreadable, "the applied configuration is broken",
-                 std::string(paths::kAppliedClasses) + ": " + applied.error().details + "; run `egressctl apply`"};
+                 std::string(path) + ": " + applied.error().details + "; run `egressctl apply`"};
   return std::optional<Applied>(std::move(*applied));
+}
+
+}  // namespace
+
+Result<std::optional<Applied>> read_applied() { return read_applied_from(paths::kAppliedClasses); }
+
+std::optional<Applied> read_last_applied() {
+  auto applied = read_applied_from(paths::kLastClasses);
+  return applied ? std::move(*applied) : std::nullopt;
 }
 
 }  // namespace egressclass

@@ -23,5 +23,7 @@ struct Applied {
 
 /// No value: nothing is applied.
 Result<std::optional<Applied>> read_applied();
+/// What was applied last, before the last boot too. No value: nothing ever was, or it cannot be read.
+std::optional<Applied> read_last_applied();
 
 }  // namespace egressclass

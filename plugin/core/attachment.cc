@@ -38,6 +38,7 @@ std::string Attachment::to_json() const {
       {"uid", pod.uid},
       {"class", class_name},
       {"classID", class_id},
+      {"classVNI", class_vni},
       {"hostIfindex", host_ifindex},
       {"hostVeth", host_veth},
       {"hostMAC", mac_text(host_mac)},
@@ -62,6 +63,7 @@ Result<Attachment> Attachment::from_json(const std::string& key, const std::stri
   attachment.pod = Pod{text_at(record, "namespace"), text_at(record, "pod"), text_at(record, "uid"), {}};
   attachment.class_name = text_at(record, "class");
   attachment.class_id = number_at(record, "classID");
+  attachment.class_vni = number_at(record, "classVNI");
   attachment.host_ifindex = static_cast<int>(number_at(record, "hostIfindex"));
   attachment.host_veth = text_at(record, "hostVeth");
   attachment.host_mac = parse_mac(text_at(record, "hostMAC")).value_or(Mac{});

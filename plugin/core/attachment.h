@@ -21,6 +21,7 @@ struct Attachment {
   Pod pod;
   std::string class_name;
   std::uint32_t class_id = 0;
+  std::uint32_t class_vni = 0;  ///< tells whether class_id still means this class
   int host_ifindex = 0;
   std::string host_veth;
   Mac host_mac{};

@@ -279,7 +279,7 @@ void ConfigReader::read_mark(const Field& field, ClassConfig* c) {
   if ((*mark & ~mask) != 0) return field.refuse("has bits outside of \"markMask\" " + hex(mask));
   if (extract_bits(*mark, mask) > max_class_index(mask))
     return field.refuse(
-        "is reserved: classes may not have the highest bit, nor the three highest values of the rest, of "
+        "is reserved: classes may not have the highest bit, nor the four highest values of the rest, of "
         "\"markMask\" " +
         hex(mask));
   const auto [owner, is_new] = marks_.try_emplace(*mark, c->name);

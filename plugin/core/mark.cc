@@ -31,6 +31,8 @@ std::uint32_t probe_mark(std::uint32_t mask) {
   return pending_mark(mask) | deposit_bits(extract_bits(return_mark(mask), mask) - 2, mask);
 }
 
+std::uint32_t bypass_mark(std::uint32_t mask) { return deposit_bits(extract_bits(return_mark(mask), mask) - 3, mask); }
+
 std::uint32_t max_class_index(std::uint32_t mask) {
   const std::uint32_t highest = extract_bits(return_mark(mask), mask);
   return highest > kReservedMarks ? highest - kReservedMarks : 0;

@@ -6,6 +6,7 @@
 #include "core/config.h"
 #include "core/plan.h"
 #include "ctl/commands.h"
+#include "datapath/attachment_store.h"
 #include "datapath/node_datapath.h"
 #include "datapath/paths.h"
 #include "util/file.h"
@@ -20,13 +21,13 @@ int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) 
 }
 
 /// Back to the configuration that was in force, or to none.
-void roll_back(const std::optional<std::string>& previous) {
+void roll_back(const std::optional<std::string>& previous, const Programs& programs) {
   std::vector<ConfigProblem> problems;
   const auto config = previous ? parse_config(*previous, &problems) : std::nullopt;
   auto facts = gather_facts();
   const auto plan = config && facts ? make_plan(*config, *facts, &problems) : std::nullopt;
   if (plan) {
-    if (auto restored = realize(*plan); restored) {
+    if (auto restored = realize(*plan, programs); restored) {
       std::fprintf(stderr, "egressctl: the configuration that was in force before is in force again\n");
       return;
     }
@@ -70,11 +71,13 @@ int apply(const std::string& file, bool check_only) {
 
   auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!previous) return fail(previous.error());
-  auto done = realize(*plan);
+  auto programs = install_programs(list_attachments());
+  if (!programs) return fail(programs.error());
+  auto done = realize(*plan, *programs);
   if (done) done = write_file_atomic(paths::kAppliedConfig, **text);
   if (!done) {
     fail(done.error());
-    roll_back(*previous);
+    roll_back(*previous, *programs);
     return kFailure;
   }
   report(*plan);

@@ -23,6 +23,12 @@ class BpfMap {
     const std::string path = std::string(paths::kMapPins) + "/" + name;
     Fd fd(bpf_obj_get(path.c_str()));
     if (!fd) return system_error("cannot open BPF map", path, errno, "has `egressctl apply` run on this node?");
+    // The kernel copies what the map's entries measure, not what ours do.
+    bpf_map_info info{};
+    __u32 size = sizeof(info);
+    if (bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0) return system_error("cannot read BPF map", path, errno);
+    if (info.key_size != sizeof(Key) || info.value_size != sizeof(Value))
+      return make_error("a pinned BPF map is of another version", path + "; see `egressctl apply`");
     return BpfMap(name, std::move(fd));
   }
 

@@ -42,4 +42,12 @@ Result<Counters> read_counters() {
   return counters;
 }
 
+Status erase_counters(std::uint32_t class_id) {
+  auto map = BpfMap<ec_counter_key, ec_counter>::open("counters");
+  if (!map) return map.error();
+  for (__u32 event = 0; event < EC_EVENT_COUNT; ++event)
+    if (auto erased = map->erase({class_id, event}); !erased) return erased;
+  return Ok{};
+}
+
 }  // namespace egressclass

@@ -17,6 +17,9 @@ using Counters = std::map<std::pair<std::uint32_t, ec_event>, ec_counter>;
 
 Result<Counters> read_counters();
 
+/// Forgets what was counted for a class id.
+Status erase_counters(std::uint32_t class_id);
+
 /// "spoofed", "steered_tunnel", ...: the names in bpf/egressclass.h.
 const char* event_name(ec_event event);
 inline bool is_drop(ec_event event) { return event >= EC_FIRST_DROP; }

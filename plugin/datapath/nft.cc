@@ -3,6 +3,9 @@
 
 #include <nftables/libnftables.h>
 
+#include <set>
+#include <vector>
+
 #include "core/mark.h"
 #include "datapath/paths.h"
 #include "util/c_handle.h"
@@ -38,57 +41,92 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * Chains are flushed and filled within the transaction, so each packet meets the old rules or the new. Counters are
  * objects of their own: adding one that exists keeps its value. Sets and maps are flushed likewise.
  *
- * A mark on a multicast packet is no mark: the kernel's own IGMP and MLD reports use the field for something else
- * (sk_buff: `mark` and `reserved_tailroom` are a union). Classes never get multicast.
- *
  * prerouting takes the pending bit off what the BPF programs marked (core/mark.h): without this table, say after a
  * `flush ruleset`, such packets are not routed at all.
  *
+ * The ct mark of a flow is its class, and the pending bit for "came through the tunnel".
+ *
+ * Pods have no business with the tunnel's port: masqueraded to the node's address, a packet to it would be a tunnel
+ * packet of a known sender. What the tunnel sends is never forwarded, it is local.
+ *
+ * output leads ICMP errors about tunnelled flows that this gateway itself makes (fragmentation needed, time exceeded)
+ * back the way their replies go.
+ *
  * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it.
+ *
+ * srcnat and guard are for what is forwarded. Local programs may use the same bits for their own ends (iif 0), and on
+ * multicast a mark is no mark: the kernel's IGMP and MLD reports use the field for something else (sk_buff: `mark` and
+ * `reserved_tailroom` are a union).
  */
 constexpr const char* kRuleset = R"(
 add table inet egressclass
 add counter inet egressclass wrong_source
 add counter inet egressclass not_a_reply
 add counter inet egressclass invalid
+add counter inet egressclass service_outside
+add counter inet egressclass tunnel_from_pod
+add counter inet egressclass mark_lost
 add map inet egressclass snat4 { type mark : ipv4_addr; }
 add set inet egressclass sources4 { type mark . ipv4_addr; }
 add set inet egressclass egress4 { type ipv4_addr; }
+add set inet egressclass nodes4 { type ipv4_addr; flags interval; auto-merge; }
+add set inet egressclass never4 { type ipv4_addr; flags interval; auto-merge; }
+add set inet egressclass never6 { type ipv6_addr; flags interval; auto-merge; }
 add chain inet egressclass prerouting { type filter hook prerouting priority mangle; policy accept; }
 add chain inet egressclass verify_reply
+add chain inet egressclass verify_bypass
 add chain inet egressclass forward { type filter hook forward priority filter - 5; policy accept; }
+add chain inet egressclass output { type route hook output priority mangle; policy accept; }
 add chain inet egressclass srcnat { type nat hook postrouting priority srcnat - 10; policy accept; }
 add chain inet egressclass guard { type filter hook postrouting priority srcnat + 200; policy accept; }
 flush chain inet egressclass prerouting
 flush chain inet egressclass verify_reply
+flush chain inet egressclass verify_bypass
 flush chain inet egressclass forward
+flush chain inet egressclass output
 flush chain inet egressclass srcnat
 flush chain inet egressclass guard
 flush map inet egressclass snat4
 flush set inet egressclass sources4
 flush set inet egressclass egress4
+flush set inet egressclass nodes4
+flush set inet egressclass never4
+flush set inet egressclass never6
 table inet egressclass {
   chain prerouting {
     meta mark & MASK == REPLY goto verify_reply
     meta mark & PENDING != 0 meta mark set meta mark & APPROVED
-    iifname "DEVICE" ct direction original ct mark set meta mark & MASK
-    iifname != "DEVICE" ct direction reply ct mark & MASK != 0 ct reply ip daddr @egress4 meta mark set meta mark | RETURN
+    iifname "DEVICE" ct direction original ct mark set meta mark & MASK | PENDING
+    iifname != "DEVICE" ct direction reply ct mark & PENDING != 0 ct reply ip daddr @egress4 meta mark set meta mark | RETURN
   }
   chain verify_reply {
     ct state invalid,untracked counter name not_a_reply drop
     ct direction original ct state != related counter name not_a_reply drop
     meta mark set meta mark & OTHERS
   }
+  chain verify_bypass {
+    ct direction original ct status dnat ip daddr != @never4 counter name service_outside drop
+    ct direction original ct status dnat ip6 daddr != @never6 counter name service_outside drop
+    meta mark set meta mark & OTHERS
+  }
   chain forward {
+    udp dport PORT ip daddr @nodes4 counter name tunnel_from_pod drop
+    iifname "DEVICE" meta mark & MASK == 0 counter name mark_lost drop
     meta mark & MASK == 0 accept
+    meta mark & MASK == BYPASS goto verify_bypass
     ct state invalid counter name invalid drop
 CLAMP  }
+  chain output {
+    ct state related ct direction reply ct mark & PENDING != 0 meta mark set meta mark | RETURN
+  }
   chain srcnat {
+    iif 0 accept
     ip daddr 224.0.0.0/4 accept
     meta mark & MASK != 0 snat ip to meta mark & MASK map @snat4
   }
   chain guard {
     meta mark & MASK == { 0, RETURN } accept
+    iif 0 accept
     ip daddr 224.0.0.0/4 accept
     ip6 daddr ff00::/8 accept
     meta mark & MASK . ip saddr @sources4 accept
@@ -97,20 +135,32 @@ CLAMP  }
 }
 )";
 
+/// One `add element` for all of them; nothing for none.
+std::string add_elements(const std::string& set, const std::vector<std::string>& elements) {
+  std::string list;
+  for (const std::string& element : elements) list.append(list.empty() ? "" : ", ").append(element);
+  return list.empty() ? list : "add element inet egressclass " + set + " { " + list + " }\n";
+}
+
+std::vector<std::string> prefixes_of_family(const std::set<Prefix>& prefixes, bool v4) {
+  std::vector<std::string> texts;
+  for (const Prefix& prefix : prefixes)
+    if (prefix.ip.is_v4() == v4) texts.push_back(prefix.str());
+  return texts;
+}
+
 }  // namespace
 
 std::string nft_ruleset(const Plan& plan, unsigned tunnel_mtu) {
-  std::string elements;
-  std::set<Ip> egress_ips;
+  std::vector<std::string> snat;
+  std::vector<std::string> sources;
+  std::set<std::string> egress_ips;
   for (const PlannedClass& c : plan.classes) {
     if (!c.local) continue;
-    const std::string mark = hex(c.mark);
-    const std::string ip = c.egress_ip.str();
-    elements.append("add element inet egressclass snat4 { ").append(mark + " : " + ip + " }\n");
-    elements.append("add element inet egressclass sources4 { ").append(mark + " . " + ip + " }\n");
-    egress_ips.insert(c.egress_ip);
+    snat.push_back(hex(c.mark) + " : " + c.egress_ip.str());
+    sources.push_back(hex(c.mark) + " . " + c.egress_ip.str());
+    egress_ips.insert(c.egress_ip.str());
   }
-  for (const Ip& ip : egress_ips) elements += "add element inet egressclass egress4 { " + ip.str() + " }\n";
 
   std::string clamp;
   if (tunnel_mtu != 0)  // a full segment and its 50 bytes of tunnel have to fit into one packet of the uplink
@@ -118,14 +168,21 @@ std::string nft_ruleset(const Plan& plan, unsigned tunnel_mtu) {
       clamp += std::string("    ") + direction +
                " \"DEVICE\" tcp flags & (syn | rst) == syn tcp option maxseg size set " +
                std::to_string(tunnel_mtu - kIpTcpHeaders) + "\n";
-  return replace_all(replace_all(kRuleset, {{"CLAMP", clamp}}), {{"APPROVED", hex(~pending_mark(plan.mark_mask))},
+  const std::uint32_t mask = plan.mark_mask;
+  return replace_all(replace_all(kRuleset, {{"CLAMP", clamp}}), {{"APPROVED", hex(~pending_mark(mask))},
+                                                                 {"BYPASS", hex(bypass_mark(mask))},
                                                                  {"DEVICE", paths::kTunnelDevice},
-                                                                 {"MASK", hex(plan.mark_mask)},
-                                                                 {"OTHERS", hex(~plan.mark_mask)},
-                                                                 {"PENDING", hex(pending_mark(plan.mark_mask))},
-                                                                 {"REPLY", hex(reply_mark(plan.mark_mask))},
-                                                                 {"RETURN", hex(return_mark(plan.mark_mask))}}) +
-         elements;
+                                                                 {"MASK", hex(mask)},
+                                                                 {"OTHERS", hex(~mask)},
+                                                                 {"PENDING", hex(pending_mark(mask))},
+                                                                 {"PORT", std::to_string(plan.tunnel_port)},
+                                                                 {"REPLY", hex(reply_mark(mask))},
+                                                                 {"RETURN", hex(return_mark(mask))}}) +
+         add_elements("snat4", snat) + add_elements("sources4", sources) +
+         add_elements("egress4", {egress_ips.begin(), egress_ips.end()}) +
+         add_elements("nodes4", prefixes_of_family(plan.senders, true)) +
+         add_elements("never4", prefixes_of_family(plan.never_steered, true)) +
+         add_elements("never6", prefixes_of_family(plan.never_steered, false));
 }
 
 Status apply_nft(const Plan& plan, unsigned tunnel_mtu) {

@@ -11,8 +11,11 @@
 #include <set>
 #include <vector>
 
+#include "cni/codes.h"
 #include "core/mark.h"
 #include "datapath/attachment_store.h"
+#include "datapath/bpf_link.h"
+#include "datapath/counters.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
@@ -88,6 +91,40 @@ Status write_classes(const Plan& plan, const std::map<std::string, std::uint32_t
   return make_equal(*vnis_map, vnis);
 }
 
+/// Before a mark gets a new meaning in nft, ids that mean another class, or none any more, lead nowhere: their packets
+/// are dropped (class_removed, unknown_class), not sent with the new class's egress IP. Counters start anew with the
+/// meaning.
+Status retire_classes(const Plan& plan) {
+  std::map<__u32, __u32> wanted;  // id -> VNI
+  for (const PlannedClass& c : plan.classes) wanted[c.id] = c.vni;
+  const auto means_another = [&](__u32 id, __u32 vni) {
+    const auto found = wanted.find(id);
+    return found == wanted.end() || found->second != vni;
+  };
+  auto vnis = open_vnis_map();
+  if (!vnis) return vnis.error();
+  auto known_vnis = vnis->keys();
+  if (!known_vnis) return known_vnis.error();
+  for (const __u32 vni : *known_vnis) {
+    auto id = vnis->find(vni);
+    if (!id) return id.error();
+    if (*id && means_another(**id, vni))
+      if (auto erased = vnis->erase(vni); !erased) return erased;
+  }
+  auto classes = open_classes_map();
+  if (!classes) return classes.error();
+  auto known_ids = classes->keys();
+  if (!known_ids) return known_ids.error();
+  for (const __u32 id : *known_ids) {
+    auto entry = classes->find(id);
+    if (!entry) return entry.error();
+    if (!*entry || !means_another(id, (*entry)->vni)) continue;
+    if (auto erased = classes->erase(id); !erased) return erased;
+    if (auto erased = erase_counters(id); !erased) return erased;
+  }
+  return Ok{};
+}
+
 Status write_node(const Plan& plan, const Tunnel& tunnel) {
   ec_node node{};
   node.layout = EC_LAYOUT;
@@ -99,6 +136,7 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
   node.reply_mark = reply_mark(plan.mark_mask);
   node.probe_mark = probe_mark(plan.mark_mask);
   node.pending_mark = pending_mark(plan.mark_mask);
+  node.bypass_mark = bypass_mark(plan.mark_mask);
   auto map = open_node_map();
   if (!map) return map.error();
   return map->set(0, node);
@@ -125,9 +163,46 @@ std::set<Ip> local_egress_ips(const Plan& plan) {
   return ips;
 }
 
-void note_attached(NodeFacts& facts, const Attachment& attachment) {
-  facts.attached[attachment.class_id] = attachment.class_name;
-  for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
+/// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
+Status note_attached(NodeFacts& facts) {
+  if (auto map = open_attachments_map()) {
+    auto ifindexes = map->keys();
+    if (!ifindexes) return ifindexes.error();
+    for (const __u32 ifindex : *ifindexes)
+      if (auto entry = map->find(ifindex); entry && *entry) facts.attached[(*entry)->class_id] = "?";
+  }
+  for (const Attachment& attachment : list_attachments()) {
+    facts.attached[attachment.class_id] = attachment.class_name;
+    for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
+  }
+  return Ok{};
+}
+
+bool is_alive(const Netlink& netlink, const Attachment& attachment) {
+  auto link = netlink.link(attachment.host_ifindex);
+  return link && *link && (*link)->name == attachment.host_veth && (*link)->mac == attachment.host_mac;
+}
+
+/// A pod that lost its classifier, or an entry, gets it back.
+Status repair_pods(const Netlink& netlink) {
+  for (const Attachment& attachment : list_attachments())
+    if (is_alive(netlink, attachment) && !check_pod(attachment))
+      if (auto attached = attach_pod(attachment); !attached && attached.error().code != codes::kCheckFailed)
+        return attached;
+  return Ok{};
+}
+
+/// How many interfaces have a classifier of ours, whether or not there is a record for it.
+std::size_t classified_interfaces() {
+  std::size_t count = 0;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec)) {
+    const std::string pin = entry.path();
+    if (pin == kTunnelInPin || pin == kTunnelOutPin) continue;
+    auto link = read_link(pin);
+    count += !link || (*link && (*link)->ifindex != 0) ? 1 : 0;
+  }
+  return count;
 }
 
 }  // namespace
@@ -144,28 +219,27 @@ Result<NodeFacts> gather_facts() {
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  for (const Attachment& attachment : list_attachments()) note_attached(facts, attachment);
+  if (auto noted = note_attached(facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
   return facts;
 }
 
-Status realize(const Plan& plan) {
+Status realize(const Plan& plan, const Programs& programs) {
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
-  auto programs = install_programs(list_attachments());
-  if (!programs) return programs.error();
 
   // Towards the outside first: nothing may be sent to a place that is not ready for it.
   Tunnel tunnel;
   if (!plan.classes.empty()) {
-    auto ensured = ensure_tunnel(*netlink, plan, *programs);
+    auto ensured = ensure_tunnel(*netlink, plan, programs);
     if (!ensured) return ensured.error();
     tunnel = *ensured;
   }
   if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
+  if (auto retired = retire_classes(plan); !retired) return retired;
   if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
   if (auto written = write_gateways(plan); !written) return written;
   auto rulesets = write_rulesets(plan);
@@ -173,19 +247,21 @@ Status realize(const Plan& plan) {
   if (auto written = write_classes(plan, *rulesets); !written) return written;
   if (auto written = write_node(plan, tunnel); !written) return written;
 
+  if (auto repaired = repair_pods(*netlink); !repaired) return repaired;
+
   // Then what nothing leads to any more.
   if (auto removed = remove_unused_rulesets(*rulesets); !removed) return removed;
   if (plan.classes.empty())
     if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed;
   if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed) return removed;
+  if (auto kept = write_file_atomic(paths::kLastClasses, plan.applied.to_json()); !kept) return kept;
   return write_file_atomic(paths::kAppliedClasses, plan.applied.to_json());
 }
 
 Result<std::size_t> tear_down() {
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
+  if (auto ours = refuse_other_layout(); !ours) return ours.error();
 
   // Before anything goes: classified traffic is dropped from here on.
   std::uint32_t mark_mask = kDefaultMarkMask;
@@ -200,27 +276,26 @@ Result<std::size_t> tear_down() {
   std::filesystem::remove(paths::kAppliedConfig);
 
   if (auto removed = remove_tunnel(*netlink, mark_mask); !removed) return removed.error();
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
   if (auto removed = changes->remove_addresses_except(*netlink, {}); !removed) return removed.error();
   if (auto restored = changes->restore_sysctls(); !restored) return restored.error();
   if (auto removed = remove_nft(); !removed) return removed.error();
 
   // Pods whose veth is gone are no reason to stay.
-  std::size_t pods = 0;
   for (const Attachment& attachment : list_attachments()) {
-    auto link = netlink->link(attachment.host_ifindex);
-    if (!link) return link.error();
-    const bool alive = *link && (*link)->name == attachment.host_veth && (*link)->mac == attachment.host_mac;
-    pods += alive ? 1 : 0;
-    if (alive) continue;
+    if (is_alive(*netlink, attachment)) continue;
     if (auto detached = detach_pod(attachment); !detached) return detached.error();
     if (auto forgotten = remove_attachment(attachment.key); !forgotten) return forgotten.error();
   }
-  if (pods != 0) return pods;
+  if (const std::size_t pods = classified_interfaces(); pods != 0) return pods;
   if (auto removed = remove_pins(); !removed) return removed.error();
-  std::error_code ec;
-  std::filesystem::remove_all(paths::kRunDir, ec);
-  if (ec) return system_error("cannot remove", paths::kRunDir, ec.value());
-  return pods;
+  for (const char* folder : {paths::kRunDir, paths::kLibDir}) {
+    std::error_code ec;
+    std::filesystem::remove_all(folder, ec);
+    if (ec) return system_error("cannot remove", folder, ec.value());
+  }
+  return std::size_t{0};
 }
 
 }  // namespace egressclass

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/plan.h"
+#include "datapath/programs.h"
 #include "util/result.h"
 
 namespace egressclass {
@@ -10,9 +11,10 @@ namespace egressclass {
 /// What make_plan() needs to know, read from the kernel and the state folder.
 Result<NodeFacts> gather_facts();
 
-/// Makes the node equal to `plan`, whatever it was before; what is right already is not touched.
-/// A failure leaves a mixture in which nothing leaks; realize() of another plan, or tear_down(), mends it.
-Status realize(const Plan& plan);
+/// Makes the node equal to `plan`, whatever it was before; what is right already is not touched. `programs`: of
+/// install_programs(), whose failure changes nothing.
+/// A failure here leaves a mixture in which nothing leaks; realize() of another plan, or tear_down(), mends it.
+Status realize(const Plan& plan, const Programs& programs);
 
 /// Removes everything of ours, except that pods with a class keep their classifier, which drops what it would have
 /// steered. Returns how many such pods there are.

@@ -6,10 +6,14 @@ namespace egressclass::paths {
 
 inline constexpr const char* kRunDir = "/run/egressclass";
 inline constexpr const char* kLock = "/run/egressclass/lock";
+inline constexpr const char* kLockGate = "/run/egressclass/lock.gate";
 inline constexpr const char* kAppliedConfig = "/run/egressclass/config.json";    // the text last applied
 inline constexpr const char* kAppliedClasses = "/run/egressclass/classes.json";  // what the plugin reads of it
 inline constexpr const char* kSystemChanges = "/run/egressclass/system.json";    // what `down` has to put back
 inline constexpr const char* kAttachments = "/run/egressclass/attachments";
+
+inline constexpr const char* kLibDir = "/var/lib/egressclass";
+inline constexpr const char* kLastClasses = "/var/lib/egressclass/classes.json";  // kAppliedClasses, kept over a boot
 
 inline constexpr const char* kBpffs = "/sys/fs/bpf";
 inline constexpr const char* kPins = "/sys/fs/bpf/egressclass";

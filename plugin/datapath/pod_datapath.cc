@@ -163,6 +163,14 @@ Status check_pod(const Attachment& attachment) {
   if (!expected) return expected.error();
   if ((*link)->program_id != *expected) return check_error(attachment, "another program sits in the classifier's link");
 
+  // An apply that was killed half-way may have given the id to another class.
+  auto classes = open_classes_map();
+  if (!classes) return classes.error();
+  auto class_entry = classes->find(attachment.class_id);
+  if (!class_entry) return class_entry.error();
+  if (!*class_entry || (*class_entry)->vni != attachment.class_vni)
+    return check_error(attachment, "the class is not configured any more, or not applied completely");
+
   auto entry = attachments->find(static_cast<__u32>(attachment.host_ifindex));
   if (!entry) return entry.error();
   if (!*entry || !same_bytes(**entry, attachment_entry(attachment)))

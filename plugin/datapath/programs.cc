@@ -48,19 +48,6 @@ Status make_pin_folders() {
   return Ok{};
 }
 
-Status refuse_other_layout() {
-  auto map = open_node_map();
-  if (!map) return Ok{};  // nothing pinned yet
-  auto node = map->find(0);
-  if (!node) return node.error();
-  if (*node && (*node)->layout != 0 && (*node)->layout != EC_LAYOUT)
-    return make_error("the pinned maps are of another version",
-                      std::string(paths::kMapPins) + ": layout " + std::to_string((*node)->layout) +
-                          ", this build has " + std::to_string(EC_LAYOUT) +
-                          "; run `egressctl down` of the version that pinned them");
-  return Ok{};
-}
-
 Result<Skeleton> load() {
   libbpf_set_print(remember);
   libbpf_said.clear();
@@ -101,6 +88,24 @@ Result<Fd> pin_program(const bpf_program* program) {
 }
 
 }  // namespace
+
+Status refuse_other_layout() {
+  const std::string path = std::string(paths::kMapPins) + "/node";
+  const Fd fd(bpf_obj_get(path.c_str()));
+  if (!fd) return Ok{};  // nothing is pinned
+  bpf_map_info info{};
+  __u32 size = sizeof(info);
+  if (bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0) return system_error("cannot read BPF map", path, errno);
+  // The layout is the first field, of every version.
+  std::vector<std::uint32_t> value(info.value_size / sizeof(std::uint32_t) + 1);
+  const __u32 zero = 0;
+  if (bpf_map_lookup_elem(fd.get(), &zero, value.data()) != 0) return system_error("cannot read BPF map", path, errno);
+  const bool never_written = value[0] == 0 && info.value_size == sizeof(ec_node);
+  if (never_written || (value[0] == EC_LAYOUT && info.value_size == sizeof(ec_node))) return Ok{};
+  return make_error("the pinned maps are of another version",
+                    path + ": layout " + std::to_string(value[0]) + ", this build has " + std::to_string(EC_LAYOUT) +
+                        "; nothing was changed; run `egressctl down` of the version that pinned them");
+}
 
 Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
   if (auto made = make_pin_folders(); !made) return made.error();

@@ -22,6 +22,9 @@ struct Programs {
 /// programs are replaced when this build has others; the links of `attachments` follow at once, in place.
 Result<Programs> install_programs(const std::vector<Attachment>& attachments);
 
+/// An error when what is pinned is another version's, whose maps this one would misread.
+Status refuse_other_layout();
+
 /// Removes every pin. Links that still hold a program lose it.
 Status remove_pins();
 

@@ -19,6 +19,11 @@ namespace {
 
 constexpr std::size_t kMaxBytes = 4U << 20U;
 
+Error broken(const std::string& why) {
+  return make_error("broken state file", std::string(paths::kSystemChanges) + ": " + why +
+                                             "; remove it, then remove egress IPs that stay on interfaces by hand");
+}
+
 std::string sysctl_path(const std::string& name) { return "/proc/sys/" + name; }
 
 }  // namespace
@@ -45,13 +50,13 @@ Result<SystemChanges> SystemChanges::load() {
   if (!text) return text.error();
   if (!*text) return changes;
   auto json = parse_json(**text);
-  if (!json) return make_error("broken state file", std::string(paths::kSystemChanges) + ": " + json.error().details);
+  if (!json) return broken(json.error().details);
   try {
     for (const auto& [name, value] : json->at("sysctls").items()) changes.sysctls_[name] = value.get<std::string>();
     for (const auto& [address, ifindex] : json->at("addresses").items())
       if (const auto ip = Ip::parse(address)) changes.addresses_[*ip] = ifindex.get<int>();
   } catch (const nlohmann::json::exception& e) {
-    return make_error("broken state file", std::string(paths::kSystemChanges) + ": " + e.what());
+    return broken(e.what());
   }
   return changes;
 }
@@ -99,8 +104,11 @@ Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std:
 }
 
 Status SystemChanges::restore_sysctls() {
+  // Whoever made the node a router since (the CNI) relies on every interface.
+  auto router = read_sysctl("net/ipv4/conf/all/forwarding");
+  const bool keep_forwarding = router && *router == "1";
   for (const auto& [name, value] : sysctls_)
-    if (std::filesystem::exists(sysctl_path(name)))
+    if (std::filesystem::exists(sysctl_path(name)) && !(keep_forwarding && name.ends_with("/forwarding")))
       if (auto written = write_sysctl(name, value); !written) return written;
   sysctls_.clear();
   return save();

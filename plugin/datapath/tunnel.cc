@@ -92,18 +92,25 @@ Status set_device_sysctls() {
 }
 
 /// Marks that are routed to egress0: replies on their way back, and what nft has not seen (tunnel_out drops it).
-std::array<RuleHandle, 2> rules(std::uint32_t mark_mask) {
-  const auto to_table = [](std::uint32_t mark, std::uint32_t mask) {
+/// Local programs may use the pending bit for their own ends: for them, the rules in between are skipped.
+std::array<RuleHandle, 4> rules(std::uint32_t mark_mask) {
+  const auto a_rule = [](std::uint32_t priority, std::uint8_t action, std::uint32_t mark, std::uint32_t mask) {
     RuleHandle rule(rtnl_rule_alloc());
     rtnl_rule_set_family(rule.get(), AF_INET);
-    rtnl_rule_set_prio(rule.get(), kRulePriority);
-    rtnl_rule_set_mark(rule.get(), mark);
-    rtnl_rule_set_mask(rule.get(), mask);
-    rtnl_rule_set_table(rule.get(), kTable);
-    rtnl_rule_set_action(rule.get(), FR_ACT_TO_TBL);
+    rtnl_rule_set_prio(rule.get(), priority);
+    rtnl_rule_set_action(rule.get(), action);
+    if (mask != 0) rtnl_rule_set_mark(rule.get(), mark);
+    if (mask != 0) rtnl_rule_set_mask(rule.get(), mask);
+    if (action == FR_ACT_TO_TBL) rtnl_rule_set_table(rule.get(), kTable);
     return rule;
   };
-  return {to_table(return_mark(mark_mask), mark_mask), to_table(pending_mark(mark_mask), pending_mark(mark_mask))};
+  const std::uint32_t pending = pending_mark(mark_mask);
+  RuleHandle skip = a_rule(kRulePriority - 1, FR_ACT_GOTO, pending, pending);
+  rtnl_rule_set_iif(skip.get(), "lo");
+  rtnl_rule_set_goto(skip.get(), kRulePriority + 1);
+  return {a_rule(kRulePriority + 1, FR_ACT_NOP, 0, 0), std::move(skip),
+          a_rule(kRulePriority, FR_ACT_TO_TBL, return_mark(mark_mask), mark_mask),
+          a_rule(kRulePriority, FR_ACT_TO_TBL, pending, pending)};
 }
 
 RouteHandle default_route(std::uint8_t type, std::uint32_t metric) {
@@ -205,7 +212,8 @@ bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_if
   for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
     auto* rule = reinterpret_cast<rtnl_rule*>(o);
     for (const RuleHandle& wanted : rules(mark_mask))
-      rules_found += rtnl_rule_get_prio(rule) == kRulePriority && rtnl_rule_get_table(rule) == kTable &&
+      rules_found += rtnl_rule_get_prio(rule) == rtnl_rule_get_prio(wanted.get()) &&
+                             rtnl_rule_get_action(rule) == rtnl_rule_get_action(wanted.get()) &&
                              rtnl_rule_get_mark(rule) == rtnl_rule_get_mark(wanted.get()) &&
                              rtnl_rule_get_mask(rule) == rtnl_rule_get_mask(wanted.get())
                          ? 1
@@ -219,7 +227,7 @@ bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_if
     if (rtnl_route_get_table(route) != kTable || rtnl_route_get_nnexthops(route) == 0) continue;
     route_found |= rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(route, 0)) == tunnel_ifindex;
   }
-  return rules_found == 2 && route_found;
+  return rules_found == rules(mark_mask).size() && route_found;
 }
 
 }  // namespace egressclass

@@ -13,24 +13,41 @@
 
 namespace egressclass {
 
-Result<Fd> lock_node(LockMode mode, int timeout_ms) {
-  if (::mkdir(paths::kRunDir, 0755) != 0 && errno != EEXIST)
-    return system_error("cannot make the state folder", paths::kRunDir, errno);
-  Fd fd(::open(paths::kLock, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!fd) return system_error("cannot open the node's lock", paths::kLock, errno);
+namespace {
 
+using Clock = std::chrono::steady_clock;
+
+/// flock() with a deadline. The file may have been removed meanwhile (`egressctl down`): a lock on it is worth nothing.
+Result<Fd> lock_file(const char* path, int operation, Clock::time_point deadline) {
   using namespace std::chrono_literals;
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
-  const int operation = (mode == LockMode::kShared ? LOCK_SH : LOCK_EX) | LOCK_NB;
-  while (::flock(fd.get(), operation) != 0) {
-    if (errno != EWOULDBLOCK && errno != EINTR) return system_error("cannot lock", paths::kLock, errno);
-    if (std::chrono::steady_clock::now() >= deadline)
-      return make_error("the node's state is locked", std::string(paths::kLock) + ": held for more than " +
-                                                          std::to_string(timeout_ms) +
-                                                          " ms by another egressclass or egressctl");
-    std::this_thread::sleep_for(2ms);
+  for (;;) {
+    if (::mkdir(paths::kRunDir, 0755) != 0 && errno != EEXIST)
+      return system_error("cannot make the state folder", paths::kRunDir, errno);
+    Fd fd(::open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (!fd && errno == ENOENT) continue;  // removed between the two calls
+    if (!fd) return system_error("cannot open the node's lock", path, errno);
+    while (::flock(fd.get(), operation | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK && errno != EINTR) return system_error("cannot lock", path, errno);
+      if (Clock::now() >= deadline)
+        return make_error("the node's state is locked",
+                          std::string(path) + ": another egressclass or egressctl holds it for too long");
+      std::this_thread::sleep_for(2ms);
+    }
+    struct stat ours {
+    }, theirs{};
+    if (::fstat(fd.get(), &ours) == 0 && ::stat(path, &theirs) == 0 && ours.st_ino == theirs.st_ino) return fd;
   }
-  return fd;
+}
+
+}  // namespace
+
+Result<Fd> lock_node(LockMode mode, int timeout_ms) {
+  const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  const int operation = mode == LockMode::kShared ? LOCK_SH : LOCK_EX;
+  // Through the gate one at a time: who waits for the lock alone holds it, and the sharers drain behind it.
+  const auto gate = lock_file(paths::kLockGate, operation, deadline);
+  if (!gate) return gate.error();
+  return lock_file(paths::kLock, operation, deadline);
 }
 
 }  // namespace egressclass

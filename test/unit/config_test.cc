@@ -131,7 +131,7 @@ TEST(Config, AcceptsWhatLooksOddButIsRight) {
       {{"/markMask", "127"}},
       {{"/markMask", "\"0xFF000000\""}, {"/classes/0/mark", "\"0x1000000\""}},
       {{"/classes/0/mark", "2048"}},
-      {{"/classes/0/mark", "\"0xf7c\""}},
+      {{"/classes/0/mark", "\"0xf7b\""}},
       {{"/classes/0/name", "\"0\""}},
       {{"/classes/0/name", "\"a.b-c\""}},
       {{"/classes/0/name", "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\""}},
@@ -274,6 +274,7 @@ TEST(Config, RefusesWhatIsWrongWithPathValueAndReason) {
       {{{"/classes/0/mark", "\"0x1001\""}}, "f: classes[0].mark: \"0x1001\": is reserved"},
       {{{"/classes/0/mark", "\"0xf7f\""}}, "f: classes[0].mark: \"0xf7f\": is reserved"},
       {{{"/classes/0/mark", "\"0xf7e\""}}, "f: classes[0].mark: \"0xf7e\": is reserved"},
+      {{{"/classes/0/mark", "\"0xf7c\""}}, "f: classes[0].mark: \"0xf7c\": is reserved"},
       {{{"/classes/0/mark", "\"0xf7d\""}}, "f: classes[0].mark: \"0xf7d\": is reserved"},
       {{{"/classes/1/mark", "3"}}, "f: classes[1].mark: 3: overlaps the mark of class \"billing\""},
       {{{"/classes/0/vni", "0"}}, "f: classes[0].vni: 0: must be a number from 1 to 16777214"},
@@ -342,8 +343,8 @@ TEST(Config, RefusesMoreClassesThanTheMaskHasRoomFor) {
     }
     return json.dump();
   };
-  EXPECT_EQ(problems_of(text(4)), "");
-  EXPECT_NE(problems_of(text(5)).find("has 5 classes, and \"markMask\" 0xf has room for 4"), std::string::npos);
+  EXPECT_EQ(problems_of(text(3)), "");
+  EXPECT_NE(problems_of(text(4)).find("has 4 classes, and \"markMask\" 0xf has room for 3"), std::string::npos);
 }
 
 TEST(Config, NamesThePlaceOfBrokenJson) {

@@ -34,11 +34,12 @@ TEST(Mark, TheHighestBitIsPending) {
   EXPECT_EQ(pending_mark(0), 0U);
 }
 
-TEST(Mark, ReservesTheThreeHighestValuesOfTheRest) {
+TEST(Mark, ReservesTheFourHighestValuesOfTheRest) {
   for (const std::uint32_t mask : {0x1f7fU, 0xfU, 0xf0000000U, 0xffffffffU}) {
     const std::uint32_t last = max_class_index(mask);
-    EXPECT_EQ(extract_bits(probe_mark(mask) & ~pending_mark(mask), mask), last + 1);
-    EXPECT_EQ(extract_bits(reply_mark(mask) & ~pending_mark(mask), mask), last + 2);
+    EXPECT_EQ(extract_bits(bypass_mark(mask), mask), last + 1);
+    EXPECT_EQ(extract_bits(probe_mark(mask) & ~pending_mark(mask), mask), last + 2);
+    EXPECT_EQ(extract_bits(reply_mark(mask) & ~pending_mark(mask), mask), last + 3);
     EXPECT_EQ(extract_bits(return_mark(mask), mask), last + kReservedMarks);
     EXPECT_EQ(deposit_bits(last, mask) & pending_mark(mask), 0U);
   }
@@ -51,9 +52,9 @@ TEST(Mark, OnlyWhatNftHasSeenIsNotPending) {
 }
 
 TEST(Mark, CountsTheClassesThatAMaskHasRoomFor) {
-  EXPECT_EQ(max_class_index(0x1f7f), 2044U);
-  EXPECT_EQ(max_class_index(0xffffffff), 0x7ffffffcU);
-  EXPECT_EQ(max_class_index(0xf), 4U);
+  EXPECT_EQ(max_class_index(0x1f7f), 2043U);
+  EXPECT_EQ(max_class_index(0xffffffff), 0x7ffffffbU);
+  EXPECT_EQ(max_class_index(0xf), 3U);
   EXPECT_EQ(max_class_index(0x7), 0U);
   EXPECT_EQ(max_class_index(0), 0U);
 }

@@ -86,7 +86,7 @@ TEST(Plan, ClusterNodesLocalAddressesAndEgressIpsAreNeverSteered) {
 
 TEST(Plan, MarksAreIdsSpreadOverTheMask) {
   Config config = a_config({a_class("a", 1), a_class("b", 2)});
-  config.mark_mask = 0xf0;
+  config.mark_mask = 0x1f0;
   const Plan plan = plan_of(config, facts_of("192.0.2.11"));
   EXPECT_EQ(plan.classes[0].mark, 0x10U);
   EXPECT_EQ(plan.classes[1].mark, 0x20U);
@@ -148,9 +148,9 @@ TEST(Plan, TheMaskInForceCannotChange) {
 
 TEST(Plan, MoreClassesThanMarksAreRefused) {
   Config config = a_config({a_class("a", 1), a_class("b", 2)});
-  config.mark_mask = 0xf;  // values 1 to 4 are for classes
+  config.mark_mask = 0xf;  // values 1 to 3 are for classes
   NodeFacts facts = facts_of("192.0.2.11");
-  facts.attached = {{1, "x"}, {2, "y"}, {3, "z"}};
+  facts.attached = {{1, "x"}, {2, "y"}};
   EXPECT_NE(refusal(config, facts).find("no mark is left"), std::string::npos);
 }
 
