@@ -85,7 +85,7 @@ sanitized = $(patsubst %.cc,$(B)/san/%.o,$(1))
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 $(B)/san/%.o: %.cc
-	$(call say,CXX,$< '(sanitized)')
+	$(call say,CXX,'$< (sanitized)')
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(filter-out -O2,$(CXXFLAGS)) -O1 $(SANITIZE) -c -o $@ $<
 

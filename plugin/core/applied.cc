@@ -32,6 +32,7 @@ std::string Applied::to_json() const {
     list.push_back({{"name", c.name},
                     {"id", ids.at(c.name)},
                     {"vni", c.vni},
+                    {"egressIP", c.egress_ip.str()},
                     {"default", c.is_default},
                     {"namespaces", to_json_list(c.entitled)},
                     {"select", select}});
@@ -51,6 +52,7 @@ Result<Applied> Applied::from_json(const std::string& text) {
       ClassConfig c;
       c.name = entry.at("name").get<std::string>();
       c.vni = entry.at("vni").get<std::uint32_t>();
+      c.egress_ip = Ip::parse(entry.at("egressIP").get<std::string>()).value_or(Ip{});
       c.is_default = entry.at("default").get<bool>();
       c.entitled = texts_of(entry.at("namespaces"));
       for (const Json& rule : entry.at("select"))

@@ -14,7 +14,7 @@
 namespace egressclass {
 
 struct Applied {
-  Config selection;                          ///< only names, VNIs, mark mask, and what chooses a pod's class
+  Config selection;  ///< only names, VNIs, egress IPs, mark mask, and what chooses a pod's class
   std::map<std::string, std::uint32_t> ids;  ///< class name -> class id of this node
 
   std::string to_json() const;

@@ -177,6 +177,7 @@ std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std:
     ClassConfig selection;
     selection.name = c.name;
     selection.vni = c.vni;
+    selection.egress_ip = c.egress_ip;
     selection.select = c.select;
     selection.is_default = c.is_default;
     selection.entitled = c.entitled;

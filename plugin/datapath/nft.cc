@@ -44,7 +44,8 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * prerouting takes the pending bit off what the BPF programs marked (core/mark.h): without this table, say after a
  * `flush ruleset`, such packets are not routed at all.
  *
- * The ct mark of a flow is its class, and the pending bit for "came through the tunnel".
+ * The ct mark of a flow is its class's mark, and the pending bit for "came through the tunnel"; replies of the latter
+ * are led back there.
  *
  * Pods have no business with the tunnel's port: masqueraded to the node's address, a packet to it would be a tunnel
  * packet of a known sender. What the tunnel sends is never forwarded, it is local.
@@ -95,8 +96,9 @@ flush set inet egressclass never6
 table inet egressclass {
   chain prerouting {
     meta mark & MASK == REPLY goto verify_reply
-    meta mark & PENDING != 0 meta mark set meta mark & APPROVED
     iifname "DEVICE" ct direction original ct mark set meta mark & MASK | PENDING
+    iifname != "DEVICE" meta mark & PENDING != 0 ct direction original ct mark set meta mark & RETURN
+    meta mark & PENDING != 0 meta mark set meta mark & APPROVED
     iifname != "DEVICE" ct direction reply ct mark & PENDING != 0 ct reply ip daddr @egress4 meta mark set meta mark | RETURN
   }
   chain verify_reply {

@@ -16,6 +16,7 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
+#include "datapath/flows.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
@@ -121,6 +122,19 @@ Status retire_classes(const Plan& plan) {
     if (!*entry || !means_another(id, (*entry)->vni)) continue;
     if (auto erased = classes->erase(id); !erased) return erased;
     if (auto erased = erase_counters(id); !erased) return erased;
+    if (auto ended = end_flows((*entry)->mark, return_mark(plan.mark_mask)); !ended) return ended;
+  }
+  return Ok{};
+}
+
+/// Once nft translates to the new egress IP: flows with the old one would be dropped for as long as they try.
+Status end_flows_of_moved_classes(const Plan& plan) {
+  auto previous = read_applied();
+  if (!previous || !*previous) return Ok{};
+  for (const PlannedClass& c : plan.classes) {
+    const ClassConfig* before = (*previous)->selection.find(c.name);
+    if (before != nullptr && before->egress_ip != c.egress_ip)
+      if (auto ended = end_flows(c.mark, return_mark(plan.mark_mask)); !ended) return ended;
   }
   return Ok{};
 }
@@ -241,6 +255,7 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
   if (auto retired = retire_classes(plan); !retired) return retired;
   if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
+  if (auto ended = end_flows_of_moved_classes(plan); !ended) return ended;
   if (auto written = write_gateways(plan); !written) return written;
   auto rulesets = write_rulesets(plan);
   if (!rulesets) return rulesets.error();

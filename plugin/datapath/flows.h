@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ending flows in the kernel's conntrack: a flow keeps its translation for as long as it has packets, also one that its
+// class does not have any more.
+#pragma once
+
+#include <cstdint>
+
+#include "util/result.h"
+
+namespace egressclass {
+
+/// Deletes the IPv4 flows whose ct mark is `mark` under `mask`; their next packet opens a new one.
+/// (ctnetlink: IPCTNL_MSG_CT_DELETE without a tuple, filtered by CTA_MARK.)
+Status end_flows(std::uint32_t mark, std::uint32_t mask);
+
+}  // namespace egressclass
