@@ -32,13 +32,41 @@ static __always_inline bool is_reply_of_flow(struct __sk_buff* skb, __u8 proto, 
   return opts.dir; /* IP_CT_DIR_REPLY */
 }
 
+/* Whether the pod opened the flow that this packet of it belongs to, as far as that is remembered. */
+static __always_inline bool is_own_flow(const struct packet* p, const struct ec_flow_key* key) {
+  if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) return true; /* opens it, whatever is stale */
+  struct ec_flow* flow = bpf_map_lookup_elem(&flows, key);
+  if (!flow) return false;
+  if (p->tcp_flags & TCP_FLAG_SYN) return false; /* SYN+ACK: an older one had the same ports */
+  __u64 now = bpf_ktime_get_ns();
+  __u64 idle = now - flow->last_seen_ns;
+  if (p->proto == IPPROTO_UDP && idle > EC_UDP_FLOW_NS) return false;
+  if (idle > EC_FLOW_REFRESH_NS) flow->last_seen_ns = now;
+  return true;
+}
+
+static __always_inline bool answers_flow_from_outside(struct __sk_buff* skb, struct packet* p) {
+  if (!read_ports(skb, p->l4, p)) return false;
+  struct ec_flow_key key = {.src = p->src, .dst = p->dst, .sport = p->sport, .dport = p->dport, .proto = p->proto};
+  bool own = is_own_flow(p, &key);
+  if (!own && is_reply_of_flow(skb, p->proto, p->src.w[3], p->dst.w[3], p->sport, p->dport)) {
+    bpf_map_delete_elem(&flows, &key);
+    return true;
+  }
+  if (!own || (p->tcp_flags & TCP_FLAG_SYN)) {
+    struct ec_flow flow = {.last_seen_ns = bpf_ktime_get_ns()};
+    bpf_map_update_elem(&flows, &key, &flow, BPF_ANY);
+  }
+  return false;
+}
+
 /*
  * Whether the packet of a pod answers a connection that others opened to it. Such packets go back the way the
  * request came, whatever the pod's class.
  *
- * TCP and UDP are decided by conntrack here. ICMP is not in the kfunc's reach: echo replies are taken at their
- * word, and an error about a packet that the pod received counts by the flow of that packet. nft verifies what
- * is said here, with conntrack, before the packet leaves: being wrong can cost a packet, never leak one.
+ * TCP and UDP are decided by conntrack here, once for each flow. ICMP is not in the kfunc's reach: echo replies are
+ * taken at their word, and an error about a packet that the pod received counts by the flow of that packet. nft
+ * verifies what is said here, with conntrack, before the packet leaves: being wrong can cost a packet, never leak one.
  */
 static __always_inline bool answers_inbound(struct __sk_buff* skb, struct packet* p) {
   struct ec_fragment_key fragment = {.src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->proto};
@@ -47,9 +75,7 @@ static __always_inline bool answers_inbound(struct __sk_buff* skb, struct packet
 
   bool answers = false;
   if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
-    if (!read_ports(skb, p->l4, p)) return false;
-    if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) return false; /* opens, whatever is stale */
-    answers = is_reply_of_flow(skb, p->proto, p->src.w[3], p->dst.w[3], p->sport, p->dport);
+    answers = answers_flow_from_outside(skb, p);
   } else if (p->proto == IPPROTO_ICMP) {
     struct {
       struct icmp_header icmp;

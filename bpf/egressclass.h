@@ -24,6 +24,7 @@
 #define EC_MAX_GATEWAYS 1024
 #define EC_MAX_WORKER_PODS 65536
 #define EC_MAX_FRAGMENTS 8192
+#define EC_MAX_FLOWS 65536
 #define EC_MAX_COUNTERS 65536
 
 /* An address of either family: IPv4 as ::ffff:a.b.c.d. Network byte order. */
@@ -133,6 +134,23 @@ struct ec_fragment_key {
   __u32 proto;
 };
 EC_SIZE(ec_fragment_key, 40);
+
+/* flows: TCP and UDP flows that pods here opened, by what the pod sends. What is in it stays steered, whatever
+ * conntrack comes to believe of stray packets from outside. */
+struct ec_flow_key {
+  struct ec_ip src, dst;
+  __be16 sport, dport;
+  __u32 proto;
+};
+EC_SIZE(ec_flow_key, 40);
+
+struct ec_flow {
+  __u64 last_seen_ns; /* CLOCK_MONOTONIC, of the last packet of the pod, to a second */
+};
+EC_SIZE(ec_flow, 8);
+
+#define EC_FLOW_REFRESH_NS 1000000000ULL
+#define EC_UDP_FLOW_NS 180000000000ULL /* after so long a silence, a UDP packet may be an answer again */
 
 /*
  * Everything that is counted, with its name for operators. Up to the drops: what happened to a packet that went

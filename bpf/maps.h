@@ -77,6 +77,14 @@ struct {
   __type(value, __u32); /* enum ec_verdict */
 } fragments SEC(".maps");
 
+/* LRU: a flow that fell out is asked of conntrack again. */
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, EC_MAX_FLOWS);
+  __type(key, struct ec_flow_key);
+  __type(value, struct ec_flow);
+} flows SEC(".maps");
+
 /* No preallocation: an entry exists for each pair that ever occurred, and few do. */
 struct {
   __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
