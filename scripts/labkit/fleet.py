@@ -62,6 +62,8 @@ class Fleet:
     """A lab from the inside. As a context manager it is up within the block; it dies with this process in any case, unless it was
     brought up with detached=True. Two fleets of different names know nothing of each other."""
 
+    ROUTERS = (UNDERLAY_ROUTER, EGRESS_ROUTER, OUTSIDE_ROUTER)      # the addresses of `router`
+
     def __init__(self, name: str | None = None, *, nodes: tuple[NodeSpec, ...] = NODES, plugin: Path | str | None = None,
                  tools: Path | str | None = None, configuration: dict | str | None = CONFIGURATION):
         """`plugin`: the executable to install as CNI plugin; `tools`: the folder with egressctl (and egressd), installed on every node

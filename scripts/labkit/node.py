@@ -30,7 +30,7 @@ for d in etc opt usr/local var; do
   mount -t overlay -o lowerdir=/$d,upperdir=/run/.lab/$d/upper,workdir=/run/.lab/$d/work lab /$d
 done
 mkdir -p /var/lib/containerd /var/lib/cni /etc/egressclass /run/egressclass /run/netns /run/lock /run/containerd /run/.lab/cgroup
-rm -rf /etc/cni /etc/egressclass/*
+rm -rf /etc/cni /etc/egressclass/* /var/lib/egressclass
 mount -t tmpfs -o mode=755 lab /var/lib/containerd
 mkdir /var/lib/containerd/tmp
 mount --rbind /sys/fs/cgroup /run/.lab/cgroup

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "datapath_fixture.h"
+
+#include <arpa/inet.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <linux/if_ether.h>
+#include <net/if.h>
+#include <netpacket/packet.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <stdexcept>
+#include <thread>
+
+#include "core/mark.h"
+
+// Generated; needs the libbpf headers above it. NOLINTNEXTLINE
+#include "egressclass.skel.h"
+
+namespace egressclass {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr std::uint16_t kTunnelPort = 8479;
+constexpr milliseconds kArrival{1000};  // of what must come
+constexpr milliseconds kMoment{15};     // of what must not
+constexpr Mac kUplinkMac = {0x0a, 0, 0, 0, 0xff, 1};
+constexpr Mac kNextHopMac = {0x0a, 0, 0, 0, 0xff, 0xff};
+
+// Newer than Debian 12's headers.
+constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
+constexpr auto kTcxEgress = static_cast<bpf_attach_type>(47);
+constexpr int kPacketIgnoreOutgoing = 23;
+
+void require(bool good, const std::string& what) {
+  if (!good) throw std::runtime_error(what + ": " + std::strerror(errno));
+}
+
+void shell(const std::string& command) {
+  // The tests' own constants. NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  require(std::system(command.c_str()) == 0, "failed: " + command);
+}
+
+Fd open_own_netns() {
+  Fd fd(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+  require(static_cast<bool>(fd), "cannot open the network namespace");
+  return fd;
+}
+
+void write_text(const std::string& path, const char* text) { std::ofstream(path) << text; }
+
+/// A new network namespace, in which the thread then is; without IPv6, which would talk by itself.
+void enter_new_netns() {
+  require(::unshare(CLONE_NEWNET) == 0, "cannot make a network namespace (these tests need root)");
+  for (const char* scope : {"all", "default"}) {
+    write_text(std::string("/proc/sys/net/ipv6/conf/") + scope + "/disable_ipv6", "1");
+    write_text(std::string("/proc/sys/net/ipv4/conf/") + scope + "/rp_filter", "0");
+  }
+  shell("ip link set lo up");
+}
+
+const char* event_name(__u32 event) {
+  static constexpr std::array<const char*, EC_EVENT_COUNT> kNames = {
+#define X(id, name) name,
+      EC_EVENTS(X)
+#undef X
+  };
+  return event < kNames.size() ? kNames.at(event) : "?";
+}
+
+}  // namespace
+
+std::uint32_t mark_of(std::uint32_t class_id) { return deposit_bits(class_id, kMask); }
+
+std::uint32_t pending_mark_of(std::uint32_t class_id) { return mark_of(class_id) | pending_mark(kMask); }
+
+Mac tunnel_mac(const char* underlay) {
+  const auto ip = Ip::parse(underlay).value();
+  return {0x02, 0xec, ip.bytes[12], ip.bytes[13], ip.bytes[14], ip.bytes[15]};
+}
+
+std::uint64_t monotonic_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+std::ostream& operator<<(std::ostream& out, Action action) {
+  switch (action) {
+    case Action::kNext:
+      return out << "passed on";
+    case Action::kDrop:
+      return out << "dropped";
+    case Action::kRedirect:
+      return out << "redirected";
+  }
+  return out << "action " << static_cast<int>(action);
+}
+
+std::ostream& operator<<(std::ostream& out, const Count& count) {
+  return out << "class " << count.class_id << " " << event_name(count.event) << ": " << count.packets << " packets, "
+             << count.bytes << " bytes";
+}
+
+// --- packet sockets ----------------------------------------------------------------------------------------------
+
+PacketSocket::PacketSocket(const std::string& interface)
+    : ifindex_(static_cast<int>(::if_nametoindex(interface.c_str()))),
+      fd_(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL))) {
+  sockaddr_ll address{};
+  address.sll_family = AF_PACKET;
+  address.sll_protocol = htons(ETH_P_ALL);
+  address.sll_ifindex = ifindex_;
+  const int on = 1;
+  require(fd_ && ::setsockopt(fd_.get(), SOL_PACKET, kPacketIgnoreOutgoing, &on, sizeof(on)) == 0 &&
+              ::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0,
+          "cannot open a packet socket on " + interface);
+}
+
+void PacketSocket::send(const Bytes& frame, std::uint32_t mark) const {
+  require(::setsockopt(fd_.get(), SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) == 0, "cannot set a socket's mark");
+  // What the program drops is ENOBUFS here.
+  require(::send(fd_.get(), frame.data(), frame.size(), 0) >= 0 || errno == ENOBUFS, "cannot send a frame");
+}
+
+std::optional<Frame> PacketSocket::receive(milliseconds timeout) const {
+  pollfd wait{.fd = fd_.get(), .events = POLLIN, .revents = 0};
+  if (::poll(&wait, 1, static_cast<int>(timeout.count())) <= 0) return std::nullopt;
+  Bytes bytes(65536);
+  sockaddr_ll sender{};
+  socklen_t sender_size = sizeof(sender);
+  const auto size =
+      ::recvfrom(fd_.get(), bytes.data(), bytes.size(), 0, reinterpret_cast<sockaddr*>(&sender), &sender_size);
+  if (size < 0) return std::nullopt;
+  bytes.resize(static_cast<std::size_t>(size));
+  return Frame{std::move(bytes), sender.sll_pkttype == PACKET_HOST};
+}
+
+std::vector<Frame> PacketSocket::receive_all() const {
+  std::vector<Frame> frames;
+  while (auto frame = receive(kMoment)) frames.push_back(std::move(*frame));
+  return frames;
+}
+
+// --- the node ----------------------------------------------------------------------------------------------------
+
+void Node::Unload::operator()(egressclass_bpf* skeleton) const { egressclass_bpf__destroy(skeleton); }
+
+Node::Node() {
+  make_devices();
+  skeleton_.reset(egressclass_bpf__open_and_load());
+  require(skeleton_ != nullptr, "cannot load the programs");
+  attach(Program::kClassify, "pod0");
+  attach(Program::kClassify, "pod1");
+  attach(Program::kTunnelIn, "egress0");
+  attach(Program::kTunnelOut, "egress0");
+}
+
+Node::~Node() = default;
+
+void Node::make_devices() {
+  enter_new_netns();
+  const Fd far = open_own_netns();
+  enter_new_netns();
+  const Fd here = open_own_netns();
+  write_text("/proc/sys/net/ipv4/ip_forward", "1");
+
+  const std::vector<std::string> devices = {"pod0", "pod1", "uplink", "outside"};
+  const std::string far_path = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(far.get());
+  for (const std::string& device : devices) {
+    std::string add = "ip link add " + device;
+    add.append(" type veth peer name ").append(device).append(" netns ").append(far_path);
+    shell(add);
+    shell("ip link set " + device + " up");
+  }
+  require(::setns(far.get(), CLONE_NEWNET) == 0, "cannot enter the far namespace");
+  for (const std::string& device : devices) {
+    // Has a say in what the receiving stack takes as its own.
+    if (device == "pod0") shell("ip link set pod0 address " + mac_text(kPodMac));
+    shell("ip link set " + device + " up");
+    far_.emplace(device, device);
+  }
+  require(::setns(here.get(), CLONE_NEWNET) == 0, "cannot go back from the far namespace");
+
+  shell("ip link set uplink address " + mac_text(kUplinkMac));
+  for (const char* address : {kUnderlay, kLocalGateway})
+    shell(std::string("ip addr add dev uplink ") + address + "/24");
+  for (const char* neighbour : {kGateway, kWorker, kSecondWorker, kStranger})
+    shell("ip neigh add dev uplink lladdr " + mac_text(kNextHopMac) + " nud permanent " + neighbour);
+
+  shell("ip link add egress0 address " + mac_text(tunnel_mac(kUnderlay)) + " type vxlan external nolearning dstport " +
+        std::to_string(kTunnelPort));
+  shell("ip link set egress0 arp off mtu 1450 up");
+  egress0_.emplace("egress0");
+
+  const auto in_mask = [](std::uint32_t mark) { return std::to_string(mark) + "/" + std::to_string(kMask); };
+  shell("ip rule add fwmark " + in_mask(pending_mark_of(kLocalClass)) + " lookup 77");
+  shell("ip route add default via 203.0.113.1 dev outside onlink table 77");
+  shell("ip neigh add dev outside lladdr " + mac_text(kNextHopMac) + " nud permanent 203.0.113.1");
+  shell("nft 'table inet test { chain output { type filter hook output priority 0; meta mark & " +
+        std::to_string(kMask) + " != 0 drop; }; }'");
+}
+
+int Node::program_fd(Program program) const {
+  switch (program) {
+    case Program::kClassify:
+      return bpf_program__fd(skeleton_->progs.classify);
+    case Program::kTunnelIn:
+      return bpf_program__fd(skeleton_->progs.tunnel_in);
+    case Program::kTunnelOut:
+      return bpf_program__fd(skeleton_->progs.tunnel_out);
+  }
+  return -1;
+}
+
+void Node::attach(Program program, const std::string& device) {
+  links_.emplace_back(bpf_link_create(program_fd(program), ifindex(device),
+                                      program == Program::kTunnelOut ? kTcxEgress : kTcxIngress, nullptr));
+  require(static_cast<bool>(links_.back()), "cannot attach a program to " + device);
+}
+
+int Node::ifindex(const std::string& device) const { return static_cast<int>(::if_nametoindex(device.c_str())); }
+
+int Node::map_fd(const char* name, std::size_t key_size, std::size_t value_size) const {
+  const bpf_map* map = bpf_object__find_map_by_name(skeleton_->obj, name);
+  if (map == nullptr || bpf_map__key_size(map) != key_size ||
+      (value_size != 0 && bpf_map__value_size(map) != value_size))
+    throw std::logic_error(std::string("no map with such keys and values: ") + name);
+  return bpf_map__fd(map);
+}
+
+void Node::put_bytes(const char* map, const void* key, std::size_t key_size, const void* value,
+                     std::size_t value_size) {
+  require(bpf_map_update_elem(map_fd(map, key_size, value_size), key, value, BPF_ANY) == 0,
+          std::string("cannot write to the map ") + map);
+}
+
+bool Node::find_bytes(const char* map, const void* key, std::size_t key_size, void* value,
+                      std::size_t value_size) const {
+  return bpf_map_lookup_elem(map_fd(map, key_size, value_size), key, value) == 0;
+}
+
+void Node::erase_bytes(const char* map, const void* key, std::size_t key_size) {
+  require(bpf_map_delete_elem(map_fd(map, key_size, 0), key) == 0, std::string("nothing to erase in the map ") + map);
+}
+
+void Node::put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict) {
+  std::string why;
+  const auto parsed = Prefix::parse(prefix, true, &why);
+  if (!parsed) throw std::invalid_argument(why);
+  const ec_rule_key key = {.prefixlen = 32 + parsed->length,
+                           .tree = EC_TREE(ruleset, parsed->ip.is_v4() ? 1U : 0U),
+                           .ip = to_ec(parsed->ip)};
+  put("rules", key, static_cast<__u32>(verdict));
+}
+
+void Node::set_applied(bool applied) {
+  change<ec_node>("node", 0U, [&](ec_node& node) { node.applied = applied ? 1 : 0; });
+}
+
+void Node::track(const std::string& flow) {
+  shell("conntrack -I " + flow + " --timeout 60 >/dev/null 2>&1");
+  tracks_ = true;
+}
+
+void Node::put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
+                   const std::vector<const char*>& addresses) {
+  const auto index = static_cast<__u32>(ifindex(device));
+  ec_attachment attachment{};
+  attachment.cookie = index;
+  attachment.class_id = class_id;
+  std::copy(mac.begin(), mac.end(), attachment.pod_mac);
+  std::copy(host_mac.begin(), host_mac.end(), attachment.host_mac);
+  put("attachments", index, attachment);
+  ec_endpoint endpoint{};
+  endpoint.cookie = index;
+  endpoint.ifindex = index;
+  endpoint.class_id = class_id;
+  std::copy(mac.begin(), mac.end(), endpoint.pod_mac);
+  std::copy(host_mac.begin(), host_mac.end(), endpoint.host_mac);
+  for (const char* address : addresses) put("endpoints", ec(address), endpoint);
+}
+
+void Node::reset() {
+  const bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, skeleton_->obj) {
+    if (bpf_map__is_internal(map) || bpf_map__type(map) == BPF_MAP_TYPE_ARRAY) continue;
+    Bytes key(bpf_map__key_size(map));
+    while (bpf_map_get_next_key(bpf_map__fd(map), nullptr, key.data()) == 0)
+      bpf_map_delete_elem(bpf_map__fd(map), key.data());
+  }
+  if (tracks_) shell("conntrack -F >/dev/null 2>&1");
+  tracks_ = false;
+
+  ec_node node{};
+  node.layout = EC_LAYOUT;
+  node.applied = 1;
+  node.tunnel_ifindex = static_cast<__u32>(ifindex("egress0"));
+  node.underlay = ec(kUnderlay).w[3];
+  node.mark_mask = kMask;
+  node.return_mark = return_mark(kMask);
+  node.reply_mark = reply_mark(kMask);
+  node.probe_mark = probe_mark(kMask);
+  node.pending_mark = pending_mark(kMask);
+  node.bypass_mark = bypass_mark(kMask);
+  put("node", 0U, node);
+  const auto put_class = [&](std::uint32_t id, __u32 vni, __u32 ruleset, ec_path path, const char* gateway) {
+    put("classes", id,
+        ec_class{.vni = vni, .mark = mark_of(id), .ruleset = ruleset, .path = path, .gateway = ec(gateway)});
+    put("vnis", vni, id);
+  };
+  put_class(kTunnelClass, kTunnelVni, kTunnelRules, EC_PATH_TUNNEL, kGateway);
+  put_class(kLocalClass, kLocalVni, kLocalRules, EC_PATH_LOCAL, kLocalGateway);
+  put_class(kOtherClass, kOtherVni, kTunnelRules, EC_PATH_TUNNEL, kGateway);
+  put("gateways", ec(kGateway),
+      ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
+  put_pod("pod0", kTunnelClass, kPodMac, kPodHostMac, {kPod, kPod6});
+  put_pod("pod1", kLocalClass, kLocalPodMac, kLocalPodHostMac, {kLocalPod, kLocalPod6});
+
+  for (const char* prefix :
+       {"10.244.0.0/16", "100.64.0.0/16", "192.0.2.0/26", "fd00:244::/32", "2001:db8:2::/64", "2001:db8:3::/48"})
+    put_rule(EC_RULESET_NEVER, prefix, EC_BYPASS);
+  for (const char* sender : {kGateway, kWorker, kSecondWorker}) put_rule(EC_RULESET_SENDERS, sender, EC_BYPASS);
+  for (const char* prefix : {"0.0.0.0/0", "::/0", "10.99.0.0/16"}) put_rule(kTunnelRules, prefix, EC_STEER);
+  for (const char* prefix : {"10.0.0.0/8", "10.99.7.0/24", "fd00::/8"}) put_rule(kTunnelRules, prefix, EC_BYPASS);
+  for (const char* prefix : {"198.51.100.0/24", "::/0"}) put_rule(kLocalRules, prefix, EC_STEER);
+  put_rule(kLocalRules, "198.51.100.128/25", EC_BYPASS);
+
+  for (const auto& [name, socket] : far_)
+    while (socket.receive(milliseconds(0))) continue;
+}
+
+Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark) const {
+  __sk_buff context{};
+  context.ifindex = static_cast<__u32>(ifindex);
+  context.mark = mark;
+  Bytes out(packet.size() + 256);
+  LIBBPF_OPTS(bpf_test_run_opts, options);
+  options.data_in = packet.data();
+  options.data_size_in = static_cast<__u32>(packet.size());
+  options.data_out = out.data();
+  options.data_size_out = static_cast<__u32>(out.size());
+  options.ctx_in = options.ctx_out = &context;
+  options.ctx_size_in = options.ctx_size_out = sizeof(context);
+  options.repeat = 1;
+  require(bpf_prog_test_run_opts(program_fd(program), &options) == 0, "cannot run the program on the packet");
+  out.resize(options.data_size_out);
+  return Outcome{static_cast<Action>(options.retval), context.mark, std::move(out)};
+}
+
+std::vector<Count> Node::counts() const {
+  const int fd = map_fd("counters", sizeof(ec_counter_key), 0);
+  std::vector<Count> counts;
+  ec_counter_key key{};
+  std::vector<ec_counter> cpus(static_cast<std::size_t>(libbpf_num_possible_cpus()));
+  for (const void* last = nullptr; bpf_map_get_next_key(fd, last, &key) == 0; last = &key) {
+    if (bpf_map_lookup_elem(fd, &key, cpus.data()) != 0) continue;
+    Count count{key.class_id, key.event, 0, 0};
+    for (const ec_counter& cpu : cpus) {
+      count.packets += cpu.packets;
+      count.bytes += cpu.bytes;
+    }
+    counts.push_back(count);
+  }
+  std::sort(counts.begin(), counts.end());
+  return counts;
+}
+
+void Node::expect_counts(std::vector<Count> expected) const {
+  const auto packets = [](const std::vector<Count>& counts) {
+    std::uint64_t sum = 0;
+    for (const Count& count : counts) sum += count.packets;
+    return sum;
+  };
+  const auto deadline = std::chrono::steady_clock::now() + kArrival;
+  while (packets(counts()) < packets(expected) && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(milliseconds(1));
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(counts(), expected);
+}
+
+void Node::send_tunneled(const char* sender, std::uint32_t vni, const Bytes& inner, const char* to) const {
+  far("uplink").send(Packet()
+                         .from(kNextHopMac)
+                         .to(kUplinkMac)
+                         .ip(sender, to)
+                         .udp(50000, kTunnelPort)
+                         .payload(vxlan(vni, inner))
+                         .bytes());
+}
+
+std::optional<Tunneled> Node::next_tunneled() const {
+  const auto frame = far("uplink").receive(kArrival);
+  return frame ? open_vxlan(frame->bytes) : std::nullopt;
+}
+
+std::optional<Bytes> Node::next_routed() const {
+  auto frame = far("outside").receive(kArrival);
+  if (!frame) return std::nullopt;
+  return std::move(frame->bytes);
+}
+
+DatapathTest::DatapathTest()
+    : node_([]() -> Node& {
+        static Node node;
+        return node;
+      }()) {
+  node_.reset();
+}
+
+}  // namespace egressclass

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// The programs in the kernel, without pins, on a node of two network namespaces:
+//
+//   far    pod0       pod1       uplink       outside       packet sockets: the tests play all the others
+//           |          |          |             |
+//   node   pod0       pod1       uplink       outside       egress0
+//          classify   classify   192.0.2.11   packets with   tunnel_in, tunnel_out
+//                                192.0.2.31   the mark of
+//                                             kLocalClass, pending
+//
+// reset() fills the maps as `egressctl apply` and two ADDs would. No marked packet that the node makes itself gets
+// out: the packet around a tunneled one has no mark.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <linux/pkt_cls.h>
+
+#include <cctype>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "datapath/maps.h"
+#include "packet_builder.h"
+#include "util/fd.h"
+
+struct egressclass_bpf;
+
+namespace egressclass {
+
+inline constexpr std::uint32_t kMask = 0x1f7f;
+
+// Classes. The first two have a pod here; this node is the gateway of kLocalClass.
+inline constexpr std::uint32_t kTunnelClass = 0x85;  // its mark is another number
+inline constexpr std::uint32_t kLocalClass = 2;
+inline constexpr std::uint32_t kOtherClass = 3;  // like kTunnelClass
+inline constexpr std::uint32_t kTunnelVni = 0x010203;
+inline constexpr std::uint32_t kLocalVni = 0x0a0b0c;
+inline constexpr std::uint32_t kOtherVni = 0x020304;
+inline constexpr std::uint32_t kTunnelRules = EC_RULESET_FIRST;
+inline constexpr std::uint32_t kLocalRules = EC_RULESET_FIRST + 1;
+
+// Nodes.
+inline constexpr const char* kUnderlay = "192.0.2.11";       // this one
+inline constexpr const char* kLocalGateway = "192.0.2.31";   // this one, as gateway of kLocalClass
+inline constexpr const char* kGateway = "192.0.2.21";        // of kTunnelClass and kOtherClass
+inline constexpr const char* kWorker = "192.0.2.12";         // sends for kRemotePod
+inline constexpr const char* kSecondWorker = "192.0.2.13";   // might, too
+inline constexpr const char* kStranger = "192.0.2.50";       // a node, say, but not one that may send
+inline constexpr const char* kNode6 = "2001:db8:2::21";      // among those never steered
+inline constexpr const char* kServiceIp = "100.64.0.10";     // clusterCIDR 100.64.0.0/16
+inline constexpr const char* kServiceIp6 = "2001:db8:3::a";  // clusterCIDR 2001:db8:3::/48
+
+// Pods.
+inline constexpr const char* kPod = "10.244.1.5";  // behind pod0, kTunnelClass
+inline constexpr const char* kPod6 = "fd00:244:1::5";
+inline constexpr const char* kLocalPod = "10.244.1.6";  // behind pod1, kLocalClass
+inline constexpr const char* kLocalPod6 = "fd00:244:1::6";
+inline constexpr const char* kRemotePod = "10.244.2.7";  // on kWorker, kLocalClass
+
+// What kTunnelClass has among its destinations: 0.0.0.0/0, ::/0, 10.99.0.0/16; except: 10.0.0.0/8, 10.99.7.0/24,
+// fd00::/8. Those of kLocalClass: 198.51.100.0/24, ::/0; except: 198.51.100.128/25.
+inline constexpr const char* kOutside = "198.51.100.7";
+inline constexpr const char* kOutside6 = "2001:db8:51::7";
+
+inline constexpr Mac kPodMac = {0x0a, 0, 0, 0, 1, 5};
+inline constexpr Mac kPodHostMac = {0x0a, 0, 0, 0, 1, 1};
+inline constexpr Mac kLocalPodMac = {0x0a, 0, 0, 0, 1, 6};
+inline constexpr Mac kLocalPodHostMac = {0x0a, 0, 0, 0, 1, 2};
+inline constexpr Mac kForeignMac = {0x0a, 0, 0, 0, 9, 9};
+
+std::uint32_t mark_of(std::uint32_t class_id);
+/// With the bit that says that nft has not seen the packet yet.
+std::uint32_t pending_mark_of(std::uint32_t class_id);
+/// The MAC address of the egress0 of the node with that underlay address.
+Mac tunnel_mac(const char* underlay);
+
+enum class Program { kClassify, kTunnelIn, kTunnelOut };
+enum class Action { kNext = TC_ACT_UNSPEC, kDrop = TC_ACT_SHOT, kRedirect = TC_ACT_REDIRECT };
+
+struct Outcome {
+  Action action;
+  std::uint32_t mark;
+  Bytes data;
+};
+
+/// An entry of the map `counters`, summed over the CPUs.
+struct Count {
+  std::uint32_t class_id;
+  __u32 event;
+  std::uint64_t packets;
+  std::uint64_t bytes;
+  auto operator<=>(const Count&) const = default;
+};
+
+struct Frame {
+  Bytes bytes;
+  bool for_host;  ///< the receiving stack takes it as its own
+};
+
+/// A packet socket on one interface, in the namespace in which it was made.
+class PacketSocket {
+ public:
+  explicit PacketSocket(const std::string& interface);
+  void send(const Bytes& frame, std::uint32_t mark = 0) const;
+  std::optional<Frame> receive(std::chrono::milliseconds timeout) const;
+  /// Whatever has come, and comes within a moment.
+  std::vector<Frame> receive_all() const;
+  int ifindex() const { return ifindex_; }
+
+ private:
+  int ifindex_;
+  Fd fd_;
+};
+
+class Node {
+ public:
+  Node();
+  ~Node();
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  void reset();
+
+  template <class Key, class Value>
+  void put(const char* map, const Key& key, const Value& value) {
+    put_bytes(map, &key, sizeof(key), &value, sizeof(value));
+  }
+  template <class Value, class Key>
+  std::optional<Value> find(const char* map, const Key& key) const {
+    Value value{};
+    if (!find_bytes(map, &key, sizeof(key), &value, sizeof(value))) return std::nullopt;
+    return value;
+  }
+  template <class Key>
+  void erase(const char* map, const Key& key) {
+    erase_bytes(map, &key, sizeof(key));
+  }
+  /// Changes an entry in place.
+  template <class Value, class Key, class Change>
+  void change(const char* map, const Key& key, Change change) {
+    std::optional<Value> value = find<Value>(map, key);
+    ASSERT_TRUE(value) << "no entry to change in the map " << map;
+    change(*value);
+    put(map, key, *value);
+  }
+  void put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict);
+  void set_applied(bool applied);
+  /// The kernel's conntrack knows a flow: the arguments of `conntrack -I`.
+  void track(const std::string& flow);
+
+  Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
+  std::vector<Count> counts() const;
+  /// Waits until so many packets have been counted; then that, and nothing else, must have been.
+  void expect_counts(std::vector<Count> expected) const;
+
+  /// A VXLAN packet from another node. `to` is one of this node's addresses.
+  void send_tunneled(const char* sender, std::uint32_t vni, const Bytes& inner, const char* to = kUnderlay) const;
+  /// The next VXLAN packet that this node sends; nothing, if none comes.
+  std::optional<Tunneled> next_tunneled() const;
+  /// The next packet that the kernel has routed by the mark of kLocalClass.
+  std::optional<Bytes> next_routed() const;
+
+  int ifindex(const std::string& device) const;
+  const PacketSocket& far(const std::string& device) const { return far_.at(device); }
+  const PacketSocket& egress0() const { return *egress0_; }
+
+ private:
+  void make_devices();
+  void attach(Program program, const std::string& device);
+  int program_fd(Program program) const;
+  int map_fd(const char* name, std::size_t key_size, std::size_t value_size) const;
+  void put_bytes(const char* map, const void* key, std::size_t key_size, const void* value, std::size_t value_size);
+  bool find_bytes(const char* map, const void* key, std::size_t key_size, void* value, std::size_t value_size) const;
+  void erase_bytes(const char* map, const void* key, std::size_t key_size);
+  void put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
+               const std::vector<const char*>& addresses);
+
+  struct Unload {
+    void operator()(egressclass_bpf* skeleton) const;
+  };
+  std::unique_ptr<egressclass_bpf, Unload> skeleton_;
+  std::vector<Fd> links_;
+  std::map<std::string, PacketSocket> far_;
+  std::optional<PacketSocket> egress0_;
+  bool tracks_ = false;
+};
+
+/// Every test has the node to itself, in its first state.
+class DatapathTest : public ::testing::Test {
+ protected:
+  DatapathTest();
+  Node& node_;
+};
+
+inline ec_ip ec(const char* address) { return to_ec(Ip::parse(address).value()); }
+std::uint64_t monotonic_ns();
+
+/// "ARP passes" -> "ARP_passes"
+template <class Case>
+std::string claim_as_name(const ::testing::TestParamInfo<Case>& info) {
+  std::string name;
+  for (const char c : std::string(info.param.claim))
+    if (std::isalnum(static_cast<unsigned char>(c)) != 0)
+      name += c;
+    else if (!name.empty() && name.back() != '_')
+      name += '_';
+  return name;
+}
+
+std::ostream& operator<<(std::ostream& out, Action action);
+std::ostream& operator<<(std::ostream& out, const Count& count);
+
+}  // namespace egressclass
