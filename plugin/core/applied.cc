@@ -2,9 +2,11 @@
 #include "core/applied.h"
 
 #include "cni/codes.h"
+#include "core/mark.h"
 #include "datapath/paths.h"
 #include "util/file.h"
 #include "util/json.h"
+#include "util/text.h"
 
 namespace egressclass {
 namespace {
@@ -44,20 +46,26 @@ std::string Applied::to_json() const {
 Result<Applied> Applied::from_json(const std::string& text) {
   auto json = parse_json(text);
   if (!json) return json.error();
+  const auto mark_mask = unsigned_member(*json, "markMask");
+  if (!mark_mask) return make_error("unexpected content", "markMask");
   Applied applied;
+  applied.selection.mark_mask = *mark_mask;
   try {
     applied.selection.annotations = json->at("annotations").get<bool>();
-    applied.selection.mark_mask = json->at("markMask").get<std::uint32_t>();
     for (const Json& entry : json->at("classes")) {
       ClassConfig c;
       c.name = entry.at("name").get<std::string>();
-      c.vni = entry.at("vni").get<std::uint32_t>();
-      c.egress_ip = Ip::parse(entry.at("egressIP").get<std::string>()).value_or(Ip{});
+      const auto id = unsigned_member(entry, "id", max_class_index(*mark_mask));
+      const auto vni = unsigned_member(entry, "vni");
+      if (!id || *id == 0 || !vni) return make_error("unexpected content", "id or vni of class " + in_quotes(c.name));
+      c.vni = *vni;
+      if (const Json* ip = find_member(entry, "egressIP"); ip != nullptr && ip->is_string())
+        c.egress_ip = Ip::parse(ip->get<std::string>()).value_or(Ip{});
       c.is_default = entry.at("default").get<bool>();
       c.entitled = texts_of(entry.at("namespaces"));
       for (const Json& rule : entry.at("select"))
         c.select.push_back({texts_of(rule.at("namespaces")), texts_of(rule.at("pods"))});
-      applied.ids[c.name] = entry.at("id").get<std::uint32_t>();
+      applied.ids[c.name] = *id;
       applied.selection.classes.push_back(std::move(c));
     }
   } catch (const nlohmann::json::exception& e) {

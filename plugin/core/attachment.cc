@@ -7,16 +7,11 @@
 namespace egressclass {
 namespace {
 
-constexpr int kRecordVersion = 1;
+constexpr std::uint32_t kRecordVersion = 1;
 
 std::string text_at(const Json& json, const char* key) {
   const Json* member = find_member(json, key);
   return member != nullptr && member->is_string() ? member->get<std::string>() : std::string();
-}
-
-std::uint32_t number_at(const Json& json, const char* key) {
-  const Json* member = find_member(json, key);
-  return member != nullptr && member->is_number_unsigned() ? member->get<std::uint32_t>() : 0;
 }
 
 }  // namespace
@@ -53,18 +48,23 @@ Result<Attachment> Attachment::from_json(const std::string& key, const std::stri
   auto json = parse_json(text);
   if (!json) return Error{codes::kStateFailed, "broken attachment record", key + ": " + json.error().details};
   const Json& record = *json;
-  if (number_at(record, "version") != kRecordVersion)
+  if (unsigned_member(record, "version") != kRecordVersion)
     return Error{codes::kStateFailed, "attachment record of another version", key};
+  const auto class_id = unsigned_member(record, "classID");
+  const auto class_vni = unsigned_member(record, "classVNI");
+  const auto ifindex = unsigned_member(record, "hostIfindex", INT32_MAX);
+  if (!class_id || !class_vni || !ifindex)
+    return Error{codes::kStateFailed, "broken attachment record", key + ": no class, or no host veth"};
   Attachment attachment;
   attachment.key = key;
+  attachment.class_id = *class_id;
+  attachment.class_vni = *class_vni;
+  attachment.host_ifindex = static_cast<int>(*ifindex);
   attachment.network = text_at(record, "network");
   attachment.container_id = text_at(record, "containerID");
   attachment.ifname = text_at(record, "ifname");
   attachment.pod = Pod{text_at(record, "namespace"), text_at(record, "pod"), text_at(record, "uid"), {}};
   attachment.class_name = text_at(record, "class");
-  attachment.class_id = number_at(record, "classID");
-  attachment.class_vni = number_at(record, "classVNI");
-  attachment.host_ifindex = static_cast<int>(number_at(record, "hostIfindex"));
   attachment.host_veth = text_at(record, "hostVeth");
   attachment.host_mac = parse_mac(text_at(record, "hostMAC")).value_or(Mac{});
   attachment.pod_mac = parse_mac(text_at(record, "podMAC")).value_or(Mac{});

@@ -172,9 +172,11 @@ Config ConfigReader::read() {
   if (const auto field = any_class ? root_.required("nodes") : root_.member("nodes"))
     config_.nodes = read_prefixes(*field, LoneAddress::kAccepted, !any_class);
 
-  if (const auto room = max_class_index(config_.mark_mask); class_fields.size() > room)
+  if (const auto room = max_class_index(config_.mark_mask); class_fields.size() > room) {
     classes->refuse("has " + std::to_string(class_fields.size()) + " classes, and \"markMask\" " +
                     hex(config_.mark_mask) + " has room for " + std::to_string(room));
+    return {};
+  }
   for (const Field& field : class_fields) read_class(field);
   check_egress_ips();
   return std::move(config_);

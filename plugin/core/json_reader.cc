@@ -11,6 +11,10 @@
 namespace egressclass {
 namespace {
 
+// A file beyond these is no configuration; its problems alone would fill the memory.
+constexpr std::size_t kMaxItems = 50000;
+constexpr std::size_t kMaxKeys = 1000;
+
 std::string lower(std::string text) {
   std::transform(text.begin(), text.end(), text.begin(),
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
@@ -88,6 +92,10 @@ std::vector<Field> Field::items(bool may_be_empty) const {
     return items;
   }
   if (value_->empty() && !may_be_empty) refuse("must not be empty");
+  if (value_->size() > kMaxItems) {
+    refuse("must not have more than " + std::to_string(kMaxItems) + " entries");
+    return items;
+  }
   items.reserve(value_->size());
   for (const Json& item : *value_)
     items.emplace_back(item, path_ + '[' + std::to_string(items.size()) + ']', *problems_);
@@ -97,6 +105,10 @@ std::vector<Field> Field::items(bool may_be_empty) const {
 bool Field::is_object_of(std::initializer_list<const char*> known) const {
   if (!value_->is_object()) {
     refuse("must be an object");
+    return false;
+  }
+  if (value_->size() > kMaxKeys) {
+    refuse("has too many keys");
     return false;
   }
   for (const auto& [key, value] : value_->items())

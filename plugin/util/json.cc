@@ -144,4 +144,10 @@ const Json* find_member(const Json& object, const char* key) {
   return entry == object.end() || entry->is_null() ? nullptr : &*entry;
 }
 
+std::optional<std::uint32_t> unsigned_member(const Json& object, const char* key, std::uint32_t highest) {
+  const Json* member = find_member(object, key);
+  if (member == nullptr || !member->is_number_unsigned() || member->get<std::uint64_t>() > highest) return {};
+  return member->get<std::uint32_t>();
+}
+
 }  // namespace egressclass

@@ -2,7 +2,9 @@
 // JSON from sources that are not trusted: bounded nesting, no exceptions, time linear in the text.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,9 @@ Result<Json> parse_json(const std::string& text, std::vector<std::string>* dupli
 
 /// One line of JSON; bytes that are no UTF-8 become the replacement character.
 std::string dump_json(const Json& json);
+
+/// The member `key` when it is a number from 0 to `highest`; else no value.
+std::optional<std::uint32_t> unsigned_member(const Json& object, const char* key, std::uint32_t highest = UINT32_MAX);
 
 /// The member `key`; nullptr when `object` is no object, or has no such key or only null for it.
 const Json* find_member(const Json& object, const char* key);

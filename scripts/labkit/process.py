@@ -53,7 +53,13 @@ class Process(subprocess.Popen):
             return self.crush()
 
     def crush(self) -> int:
-        """SIGKILL the command and everything in its session's first process group; its pipes are closed."""
+        """SIGKILL the command and everything in its session's first process group; its pipes are closed. The command goes first, so that
+        nsenter still reaps it: an orphan nobody reaps would keep the node's pid namespace from ending."""
+        self.tell(signal.SIGKILL)
+        try:
+            self.wait(1)
+        except subprocess.TimeoutExpired:
+            pass
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:

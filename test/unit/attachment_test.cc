@@ -42,11 +42,19 @@ TEST(Attachment, ARecordOfAnotherVersionOrABrokenOneIsAnError) {
     EXPECT_FALSE(Attachment::from_json("net,abc,eth0", text)) << text;
 }
 
-TEST(Attachment, AHostileRecordIsReadAsFarAsItMakesSense) {
-  auto read = Attachment::from_json(
-      "k", R"({"version":1,"classID":-4,"hostIfindex":"x","podMAC":7,"addresses":[1,"nonsense","10.0.0.1"]})");
+TEST(Attachment, ARecordWithNumbersThatCannotBeIsAnError) {
+  for (const char* numbers :
+       {R"("classID":-4,"classVNI":1,"hostIfindex":7)", R"("classID":1,"classVNI":1,"hostIfindex":4294967295)",
+        R"("classID":1,"classVNI":1,"hostIfindex":4294967303)", R"("classID":1,"classVNI":1.5,"hostIfindex":7)",
+        R"("classID":1,"hostIfindex":7)", R"("classID":1,"classVNI":1,"hostIfindex":"x")"})
+    EXPECT_FALSE(Attachment::from_json("k", std::string(R"({"version":1,)") + numbers + "}")) << numbers;
+  EXPECT_FALSE(Attachment::from_json("k", R"({"version":4294967297,"classID":1,"classVNI":1,"hostIfindex":7})"));
+}
+
+TEST(Attachment, TextsOfARecordThatMakeNoSenseAreLeftOut) {
+  auto read = Attachment::from_json("k", R"({"version":1,"classID":1,"classVNI":2,"hostIfindex":7,"podMAC":7,
+                                             "addresses":[1,"nonsense","10.0.0.1"]})");
   ASSERT_TRUE(read);
-  EXPECT_EQ(read->class_id, 0U);
   EXPECT_EQ(read->addresses.size(), 1U);
 }
 

@@ -204,5 +204,16 @@ TEST(Applied, ABrokenFileIsAnError) {
     EXPECT_FALSE(Applied::from_json(text)) << text;
 }
 
+TEST(Applied, NumbersThatCannotBeAreAnError) {
+  const auto with = [](const char* mask, const char* id) {
+    return std::string(R"({"annotations":true,"markMask":)") + mask + R"(,"classes":[{"name":"a","id":)" + id +
+           R"(,"vni":5,"default":false,"namespaces":[],"select":[]}]})";
+  };
+  EXPECT_TRUE(Applied::from_json(with("8063", "1")));  // also without an egress IP: of an older version
+  for (const char* mask : {"1e300", "-5", "4.2", "4294967296", "\"8063\""})
+    EXPECT_FALSE(Applied::from_json(with(mask, "1"))) << mask;
+  for (const char* id : {"0", "-1", "2044", "1.5", "null"}) EXPECT_FALSE(Applied::from_json(with("8063", id))) << id;
+}
+
 }  // namespace
 }  // namespace egressclass
