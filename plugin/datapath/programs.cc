@@ -16,7 +16,7 @@
 #include "datapath/maps.h"
 #include "util/c_handle.h"
 
-// Generated; needs the libbpf headers above it. NOLINTNEXTLINE
+// Generated; needs the libbpf headers above it.
 #include "egressclass.skel.h"
 
 namespace egressclass {
