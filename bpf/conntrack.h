@@ -39,7 +39,7 @@ static __always_inline bool is_own_flow(const struct packet* p, const struct ec_
   if (!flow) return false;
   if (p->tcp_flags & TCP_FLAG_SYN) return false; /* SYN+ACK: an older one had the same ports */
   __u64 now = bpf_ktime_get_ns();
-  __u64 idle = now - flow->last_seen_ns;
+  __s64 idle = now - flow->last_seen_ns; /* negative: another CPU has just set it */
   if (p->proto == IPPROTO_UDP && idle > EC_UDP_FLOW_NS) return false;
   if (idle > EC_FLOW_REFRESH_NS) flow->last_seen_ns = now;
   return true;

@@ -204,8 +204,8 @@ SEC("tc")
 int tunnel_in(struct __sk_buff* skb) {
   const struct ec_node* n = this_node();
   struct bpf_tunnel_key key = {};
-  if (!n || !n->applied || bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
-    return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
+  if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
+  if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) return drop(skb, 0, EC_DROP_STRAY);
   struct ec_ip sender = ip_from_v4(bpf_htonl(key.remote_ipv4));
   if (!verdict_of(EC_RULESET_SENDERS, &sender, true)) return drop(skb, 0, EC_DROP_UNKNOWN_SENDER);
 

@@ -149,8 +149,8 @@ struct ec_flow {
 };
 EC_SIZE(ec_flow, 8);
 
-#define EC_FLOW_REFRESH_NS 1000000000ULL
-#define EC_UDP_FLOW_NS 180000000000ULL /* after so long a silence, a UDP packet may be an answer again */
+#define EC_FLOW_REFRESH_NS 1000000000LL
+#define EC_UDP_FLOW_NS 180000000000LL /* after so long a silence, a UDP packet may be an answer again */
 
 /*
  * Everything that is counted, with its name for operators. Up to the drops: what happened to a packet that went

@@ -59,6 +59,10 @@ Status attach(const Request& request, const Pod& pod) {
 
   auto attachment = describe(request, pod, **pod_class);
   if (!attachment) return attachment.error();
+  // Of the same attachment with another veth: nothing else would remove it.
+  if (auto before = load_attachment(attachment->key);
+      before && *before && (*before)->host_ifindex != attachment->host_ifindex)
+    if (auto detached = detach_pod(**before); !detached) return detached;
   // The record comes first: it is what DEL goes by when this process is killed at any later point.
   if (auto saved = save_attachment(*attachment); !saved) return saved;
   auto attached = attach_pod(*attachment);

@@ -13,7 +13,13 @@ namespace egressclass::cni {
 Result<std::string> check(const Request& request) {
   auto attachment = load_attachment(request.attachment_key());
   if (!attachment) return attachment.error();
-  if (!*attachment) return std::string();  // a pod without a class
+  if (!*attachment) {
+    auto known = recover_attachment(request.attachment_key());
+    if (!known) return known.error();
+    if (!*known) return std::string();  // a pod without a class
+    return Error{codes::kCheckFailed, "the attachment's record is lost",
+                 request.attachment_key() + ": the kernel has its entries, the state folder does not; restart the pod"};
+  }
   auto interface = find_pod_interface(request.netns, request.ifname);
   if (!interface) return interface.error();
   if (interface->host.ifindex != (*attachment)->host_ifindex)
@@ -25,12 +31,26 @@ Result<std::string> check(const Request& request) {
   return std::string();
 }
 
+namespace {
+
+/// Opens what ADD of a pod with a class opens.
+bool can_attach() {
+  auto in_force = read_applied();
+  return in_force && *in_force && pod_datapath_ready();
+}
+
+}  // namespace
+
 Result<std::string> status(const Request&) {
   const auto node = read_node();
-  if (node && node->applied != 0) return std::string();
+  const bool applied = node && node->applied != 0;
+  if (applied && can_attach()) return std::string();
   const auto attachments = list_attachments();
   auto file = read_file(kConfigPath, kMaxConfigBytes);
   if (file && !*file && attachments.empty()) return std::string();  // no configuration: nothing to be ready for
+  if (applied)
+    return Error{codes::kPluginNotAvailable, "the egress datapath is damaged",
+                 "a pinned program or map, or the applied state, is missing; run `egressctl apply`"};
   Error error{attachments.empty() ? codes::kPluginNotAvailable : codes::kLimitedConnectivity,
               "the egress datapath is not applied", "run `egressctl apply` (or start egressclass.service)"};
   if (!attachments.empty())

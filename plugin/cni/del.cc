@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <set>
+
 #include "cni/verbs.h"
 #include "datapath/attachment_store.h"
 #include "datapath/paths.h"
@@ -8,9 +10,15 @@
 namespace egressclass::cni {
 namespace {
 
-Status detach_and_forget(const Attachment& attachment) {
-  if (auto detached = detach_pod(attachment); !detached) return detached;
-  return remove_attachment(attachment.key);
+/// By the record, or by what the kernel knows when that is lost or broken. With the node's lock held: an apply or a
+/// down under way would show half of itself.
+Status detach_and_forget(const std::string& key) {
+  auto attachment = load_attachment(key);
+  if (!attachment || !*attachment) attachment = recover_attachment(key);
+  if (!attachment) return attachment.error();
+  if (*attachment)
+    if (auto detached = detach_pod(**attachment); !detached) return detached;
+  return remove_attachment(key);
 }
 
 /// Runtimes take a DEL error with these words for success, and skip the plugins before us (go-cni): leaks addresses.
@@ -25,17 +33,10 @@ Error without_magic_words(Error error) {
 }  // namespace
 
 Result<std::string> del(const Request& request) {
-  const std::string key = request.attachment_key();
-  auto attachment = load_attachment(key);
-  if (!attachment || !*attachment) attachment = recover_attachment(key);
-  if (!attachment) return without_magic_words(attachment.error());
-  if (!*attachment) {
-    if (auto removed = remove_attachment(key); !removed) return without_magic_words(removed.error());
-    return std::string();
-  }
+  if (!state_exists()) return std::string();  // nothing was ever applied here, or not since the last boot
   const auto lock = lock_node(LockMode::kShared);
   if (!lock) return without_magic_words(lock.error());
-  if (auto done = detach_and_forget(**attachment); !done) return without_magic_words(done.error());
+  if (auto done = detach_and_forget(request.attachment_key()); !done) return without_magic_words(done.error());
   return std::string();
 }
 
@@ -44,29 +45,30 @@ Result<std::string> gc(const Request& request) {
   const Json* valid = nullptr;
   for (const char* key : {"cni.dev/attachments", "cni.dev/valid-attachments"})
     if (request.config.contains(key)) valid = &request.config.at(key);
-  if (valid == nullptr) return std::string();
+  if (valid == nullptr || !state_exists()) return std::string();
 
-  const auto is_valid = [&](const Attachment& attachment) {
-    if (!valid->is_array()) return false;
-    for (const Json& entry : *valid)
-      if (entry.is_object() && entry.value("containerID", Json()) == Json(attachment.container_id) &&
-          entry.value("ifname", Json()) == Json(attachment.ifname))
-        return true;
-    return false;
-  };
+  std::set<std::string> keep;
+  if (valid->is_array())
+    for (const Json& entry : *valid) {
+      const Json* container_id = find_member(entry, "containerID");
+      const Json* ifname = find_member(entry, "ifname");
+      if (container_id == nullptr || ifname == nullptr || !container_id->is_string() || !ifname->is_string()) continue;
+      Request attachment = request;
+      attachment.container_id = container_id->get<std::string>();
+      attachment.ifname = ifname->get<std::string>();
+      keep.insert(attachment.attachment_key());
+    }
 
   const auto lock = lock_node(LockMode::kExclusive);
   if (!lock) return lock.error();
-  std::vector<std::string> problems;
-  for (const Attachment& attachment : list_attachments(&problems)) {
-    if (attachment.network != request.network || is_valid(attachment)) continue;
-    if (auto done = detach_and_forget(attachment); !done)
-      problems.push_back(attachment.key + ": " + done.error().msg + ": " + done.error().details);
+  std::string problems;
+  for (const std::string& key : list_attachment_keys()) {
+    if (!key.starts_with(request.network + ",") || keep.contains(key)) continue;
+    if (auto done = detach_and_forget(key); !done)
+      problems += (problems.empty() ? "" : "; ") + key + ": " + done.error().msg + ": " + done.error().details;
   }
   if (problems.empty()) return std::string();
-  std::string details;
-  for (const std::string& problem : problems) details += (details.empty() ? "" : "; ") + problem;
-  return make_error("some stale attachments could not be removed", details);
+  return make_error("some stale attachments could not be removed", problems);
 }
 
 }  // namespace egressclass::cni

@@ -50,6 +50,11 @@ const char* verb_name(Verb verb) {
   return "VERSION";
 }
 
+std::string one_line(std::string text) {
+  std::ranges::replace(text, '\n', ' ');
+  return text;
+}
+
 Error bad_value(const char* key, const Json& value, const char* allowed) {
   return Error{codes::kUnsupportedField, std::string("unsupported value of ") + key + ": " + printable(value.dump()),
                std::string("in the entry of type egressclass: allowed is ") + allowed};
@@ -102,7 +107,9 @@ void log_call(const LogSettings& settings, const Request& request, const Error* 
     log.log(severity, "{} {} network={} container={} ifname={} pod={}/{} ms={:.1f}{}", verb_name(request.verb),
             error != nullptr ? "failed" : "ok", request.network, request.container_id, request.ifname,
             printable(pod.name_space), printable(pod.name), ms,
-            error != nullptr ? " code=" + std::to_string(error->code) + " " + error->msg + ": " + error->details : "");
+            error != nullptr
+                ? " code=" + std::to_string(error->code) + " " + one_line(error->msg + ": " + error->details)
+                : "");
   } catch (...) {  // NOLINT(bugprone-empty-catch): a log line is not worth a pod
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The executable that container runtimes call: environment and stdin in, one JSON document out.
 #include <bpf/libbpf.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -63,6 +64,14 @@ void out_of_time(int) {
   ::_exit(written < 0 ? 2 : 1);
 }
 
+/// A caller of VERSION need not send anything, nor close its end.
+Result<std::string> read_request(const std::string& command) {
+  pollfd input{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0};
+  constexpr int kVersionWaitMs = 50;
+  if (command == "VERSION" && ::poll(&input, 1, kVersionWaitMs) == 0) return std::string();
+  return read_all(STDIN_FILENO, "stdin", kMaxStdinBytes);
+}
+
 int run() {
   const char* command = std::getenv("CNI_COMMAND");
   if (command == nullptr || *command == '\0') {
@@ -74,7 +83,7 @@ int run() {
   }
   std::string cni_version;
   auto request = cni::parse_request([](const char* name) { return std::getenv(name); },
-                                    [] { return read_all(STDIN_FILENO, "stdin", kMaxStdinBytes); }, &cni_version);
+                                    [command] { return read_request(command); }, &cni_version);
   if (!request) return finish(cni::format_error(request.error(), cni_version), 1);
   auto settings = cni::log_settings(request->config);
   if (!settings && request->verb != Verb::kDel)  // a DEL has to succeed, whatever became of the conflist

@@ -187,7 +187,8 @@ std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std:
 
   plan.never_steered.insert(config.cluster_cidrs.begin(), config.cluster_cidrs.end());
   plan.never_steered.insert(config.nodes.begin(), config.nodes.end());
-  for (const NodeFacts::Address& address : facts.addresses) plan.never_steered.insert(Prefix::host(address.ip));
+  for (const NodeFacts::Address& address : facts.addresses)  // but egress IPs of before: those are to go
+    if (!facts.placed.contains(address.ip)) plan.never_steered.insert(Prefix::host(address.ip));
   plan.senders.insert(config.nodes.begin(), config.nodes.end());
   if (problems->size() != before) return std::nullopt;
   return plan;

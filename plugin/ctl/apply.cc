@@ -16,7 +16,7 @@ namespace egressclass::ctl {
 namespace {
 
 int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) {
-  std::fprintf(stderr, "%s\negressctl: nothing was changed\n", format_problems(file, problems).c_str());
+  std::fprintf(stderr, "%segressctl: nothing was changed\n", format_problems(file, problems).c_str());
   return kBadConfig;
 }
 

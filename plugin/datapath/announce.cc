@@ -15,13 +15,13 @@
 
 namespace egressclass {
 
-Status announce_address(const Netlink& netlink, int ifindex, const Ip& ip) {
+namespace {
+
+Status announce(const Fd& socket, const Netlink& netlink, int ifindex, const Ip& ip) {
   auto link = netlink.link(ifindex);
   if (!link) return link.error();
   if (!*link || !(*link)->up || (*link)->mac == Mac{} || !ip.is_v4()) return Ok{};
 
-  const Fd socket(::socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, htons(ETH_P_ARP)));
-  if (!socket) return system_error("cannot open a packet socket", (*link)->name, errno);
   sockaddr_ll to{};
   to.sll_family = AF_PACKET;
   to.sll_protocol = htons(ETH_P_ARP);
@@ -44,6 +44,18 @@ Status announce_address(const Netlink& netlink, int ifindex, const Ip& ip) {
     if (::sendto(socket.get(), &arp, sizeof(arp), 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) < 0)
       return system_error("cannot announce " + ip.str(), (*link)->name, errno);
   }
+  return Ok{};
+}
+
+}  // namespace
+
+Status announce_addresses(const Netlink& netlink, const std::map<Ip, int>& ifindex_of) {
+  if (ifindex_of.empty()) return Ok{};
+  // One for all of them: closing a packet socket waits for every CPU.
+  const Fd socket(::socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, htons(ETH_P_ARP)));
+  if (!socket) return system_error("cannot open a packet socket", "AF_PACKET", errno);
+  for (const auto& [ip, ifindex] : ifindex_of)
+    if (auto announced = announce(socket, netlink, ifindex, ip); !announced) return announced;
   return Ok{};
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <set>
 
 #include "cni/codes.h"
 #include "datapath/paths.h"
@@ -18,6 +19,22 @@ constexpr std::size_t kMaxRecordBytes = 64U << 10U;
 
 std::string record_path(const std::string& key) { return std::string(paths::kAttachments) + "/" + key; }
 
+constexpr std::size_t kTemporarySuffix = 7;  // ".XXXXXX" of write_file_atomic()
+
+/// The key of a file in the folder: of a record, or of the temporary file that was to become one.
+std::string key_of(const std::string& file) {
+  if (!file.starts_with('.') || file.size() <= 1 + kTemporarySuffix) return file;
+  return file.substr(1, file.size() - 1 - kTemporarySuffix);
+}
+
+void remove_temporaries(const std::string& key) {
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec)) {
+    const std::string file = entry.path().filename();
+    if (file.starts_with('.') && key_of(file) == key) std::filesystem::remove(entry.path(), ec);
+  }
+}
+
 Error as_state_error(Error error) {
   error.code = codes::kStateFailed;
   return error;
@@ -26,6 +43,7 @@ Error as_state_error(Error error) {
 }  // namespace
 
 Status save_attachment(const Attachment& attachment) {
+  remove_temporaries(attachment.key);
   auto saved = write_file_atomic(record_path(attachment.key), attachment.to_json(), 0600);
   if (!saved) return as_state_error(saved.error());
   return Ok{};
@@ -41,10 +59,19 @@ Result<std::optional<Attachment>> load_attachment(const std::string& key) {
 }
 
 Status remove_attachment(const std::string& key) {
+  remove_temporaries(key);
   const std::string path = record_path(key);
   if (::unlink(path.c_str()) != 0 && errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG)
     return as_state_error(system_error("cannot remove the attachment's record", path, errno));
   return Ok{};
+}
+
+std::vector<std::string> list_attachment_keys() {
+  std::set<std::string> keys;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec))
+    keys.insert(key_of(entry.path().filename()));
+  return {keys.begin(), keys.end()};
 }
 
 std::vector<Attachment> list_attachments(std::vector<std::string>* unreadable) {

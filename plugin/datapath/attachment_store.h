@@ -14,7 +14,9 @@ namespace egressclass {
 Status save_attachment(const Attachment& attachment);
 /// No value: there is no such record.
 Result<std::optional<Attachment>> load_attachment(const std::string& key);
-/// Absent already is success.
+/// The keys of all records, readable or not, and of those that were being written when their writer was killed.
+std::vector<std::string> list_attachment_keys();
+/// With whatever a killed writer left of it. Absent already is success.
 Status remove_attachment(const std::string& key);
 /// All that can be read; `unreadable`, where given, gets a line for each that cannot.
 std::vector<Attachment> list_attachments(std::vector<std::string>* unreadable = nullptr);

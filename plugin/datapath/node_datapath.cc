@@ -2,6 +2,7 @@
 #include "datapath/node_datapath.h"
 
 #include <bpf/bpf.h>
+#include <net/if.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -13,6 +14,7 @@
 
 #include "cni/codes.h"
 #include "core/mark.h"
+#include "datapath/announce.h"
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
@@ -158,6 +160,7 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
 
 /// Egress IPs, and forwarding on the interfaces that replies to them come in by.
 Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
+  std::map<Ip, int> new_ones;
   for (const PlannedClass& c : plan.classes) {
     if (!c.local) continue;
     auto link = netlink.link(c.egress_ifindex);
@@ -165,9 +168,11 @@ Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges&
     if (!*link) return make_error("the interface for an egress IP is gone", c.egress_ip.str());
     const std::string forwarding = "net/ipv4/conf/" + (*link)->name + "/forwarding";
     if (auto set = changes.set_sysctl(forwarding, "1"); !set) return set;
-    if (auto placed = changes.place_address(netlink, c.egress_ifindex, c.egress_ip); !placed) return placed;
+    auto placed = changes.place_address(netlink, c.egress_ifindex, c.egress_ip);
+    if (!placed) return placed.error();
+    if (*placed) new_ones[c.egress_ip] = c.egress_ifindex;
   }
-  return Ok{};
+  return announce_addresses(netlink, new_ones);
 }
 
 std::set<Ip> local_egress_ips(const Plan& plan) {
@@ -228,8 +233,9 @@ Result<NodeFacts> gather_facts() {
   auto addresses = netlink->addresses();
   if (!addresses) return addresses.error();
   for (const InterfaceAddress& a : *addresses) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
-  for (const InterfaceAddress& a : *addresses)
-    if (auto link = netlink->link(a.ifindex); link && *link) facts.interfaces[(*link)->name] = a.ifindex;
+  const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
+  for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
+    facts.interfaces[i->if_name] = static_cast<int>(i->if_index);
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cni/codes.h"
+#include "core/mark.h"
 #include "datapath/bpf_link.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
@@ -77,10 +78,16 @@ Status attach_steps(const Attachment& attachment) {
   return check_pod(attachment);
 }
 
-/// False: `egressctl apply` never ran, or not since the last boot.
-bool datapath_exists() { return ::access(paths::kMapPins, F_OK) == 0 || errno != ENOENT; }
+bool is_there(const char* path) { return ::access(path, F_OK) == 0 || errno != ENOENT; }
 
 }  // namespace
+
+bool pod_datapath_ready() {
+  return open_classifier() && open_endpoints_map() && open_attachments_map() && open_classes_map() &&
+         is_there(paths::kLinkPins);
+}
+
+bool state_exists() { return is_there(paths::kMapPins) || is_there(paths::kAttachments); }
 
 Status attach_pod(const Attachment& attachment) {
   auto done = attach_steps(attachment);
@@ -91,7 +98,7 @@ Status attach_pod(const Attachment& attachment) {
 }
 
 Status detach_pod(const Attachment& attachment) {
-  if (!datapath_exists()) return Ok{};
+  if (!is_there(paths::kMapPins)) return Ok{};
   auto attachments = open_attachments_map();
   if (!attachments) return attachments.error();
   auto endpoints = open_endpoints_map();
@@ -125,7 +132,7 @@ Status detach_pod(const Attachment& attachment) {
 }
 
 Result<std::optional<Attachment>> recover_attachment(const std::string& key) {
-  if (!datapath_exists()) return std::optional<Attachment>();
+  if (!is_there(paths::kMapPins)) return std::optional<Attachment>();
   auto attachments = open_attachments_map();
   if (!attachments) return attachments.error();
   auto endpoints = open_endpoints_map();
@@ -168,8 +175,10 @@ Status check_pod(const Attachment& attachment) {
   if (!classes) return classes.error();
   auto class_entry = classes->find(attachment.class_id);
   if (!class_entry) return class_entry.error();
-  if (!*class_entry || (*class_entry)->vni != attachment.class_vni)
-    return check_error(attachment, "the class is not configured any more, or not applied completely");
+  const auto node = read_node();
+  if (!*class_entry || (*class_entry)->vni != attachment.class_vni || !node ||
+      (*class_entry)->mark != deposit_bits(attachment.class_id, node->mark_mask))
+    return check_error(attachment, "the class or its mark is not configured any more, or not applied completely");
 
   auto entry = attachments->find(static_cast<__u32>(attachment.host_ifindex));
   if (!entry) return entry.error();

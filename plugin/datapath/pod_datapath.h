@@ -11,6 +11,9 @@
 
 namespace egressclass {
 
+/// Whether everything that attach_pod() needs is there.
+bool pod_datapath_ready();
+
 /// Makes the kernel's state that of `attachment` and verifies it. Doing it twice is doing it once. Each step leaves
 /// something that detach_pod() finds by the record, and before the last one nothing that lets a packet through.
 Status attach_pod(const Attachment& attachment);
@@ -18,6 +21,9 @@ Status attach_pod(const Attachment& attachment);
 /// Undoes attach_pod(), however far it came and whatever is gone since. The host veth is taken down before the
 /// classifier leaves it: the pod's kernel may still have segments to send.
 Status detach_pod(const Attachment& attachment);
+
+/// Whether there can be anything of an attachment: `egressctl apply` has run since the last boot.
+bool state_exists();
 
 /// What the kernel itself knows of an attachment whose record is lost: enough for detach_pod().
 /// No value: nothing.

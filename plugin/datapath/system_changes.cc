@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <filesystem>
 
-#include "datapath/announce.h"
 #include "datapath/paths.h"
 #include "util/fd.h"
 #include "util/file.h"
@@ -77,18 +76,18 @@ Status SystemChanges::set_sysctl(const std::string& name, const std::string& val
   return write_sysctl(name, value);
 }
 
-Status SystemChanges::place_address(const Netlink& netlink, int ifindex, const Ip& ip) {
+Result<bool> SystemChanges::place_address(const Netlink& netlink, int ifindex, const Ip& ip) {
   auto present = netlink.addresses();
   if (!present) return present.error();
   const auto found = std::ranges::find(*present, ip, &InterfaceAddress::ip);
-  if (found != present->end() && (found->ifindex == ifindex || !addresses_.contains(ip))) return Ok{};
+  if (found != present->end() && (found->ifindex == ifindex || !addresses_.contains(ip))) return false;
   if (found != present->end())  // ours, on another interface than wanted
-    if (auto moved = netlink.delete_address(found->ifindex, ip); !moved) return moved;
+    if (auto moved = netlink.delete_address(found->ifindex, ip); !moved) return moved.error();
 
   addresses_[ip] = ifindex;
-  if (auto saved = save(); !saved) return saved;
-  if (auto added = netlink.add_address(ifindex, ip); !added) return added;
-  return announce_address(netlink, ifindex, ip);
+  if (auto saved = save(); !saved) return saved.error();
+  if (auto added = netlink.add_address(ifindex, ip); !added) return added.error();
+  return true;
 }
 
 Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted) {

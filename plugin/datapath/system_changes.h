@@ -22,8 +22,8 @@ class SystemChanges {
 
   /// `name` as in "net/ipv4/conf/eth0/forwarding". Unchanged when it has `value` already.
   Status set_sysctl(const std::string& name, const std::string& value);
-  /// Puts the address on the interface and announces it. One that somebody else put there stays theirs.
-  Status place_address(const Netlink& netlink, int ifindex, const Ip& ip);
+  /// Puts the address on the interface; whether it is new there. One that somebody else put there stays theirs.
+  Result<bool> place_address(const Netlink& netlink, int ifindex, const Ip& ip);
   /// Removes our addresses but those in `wanted`.
   Status remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted);
   /// Puts the sysctls back. An interface that is gone needs nothing.

@@ -39,8 +39,10 @@ Mac tunnel_mac(const Ip& underlay) {
 }
 
 Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& plan) {
-  if (link.kind != "vxlan")
-    return make_error("the device egress0 is not ours", "it is of kind \"" + link.kind + "\"; rename or remove it");
+  const Error not_ours = make_error("the device egress0 is not ours",
+                                    "kind \"" + link.kind + "\", MAC " + mac_text(link.mac) + "; rename or remove it");
+  const Mac prefix = tunnel_mac({});
+  if (link.kind != "vxlan" || link.mac[0] != prefix[0] || link.mac[1] != prefix[1]) return not_ours;
   rtnl_link* raw = nullptr;
   if (const int err = rtnl_link_get_kernel(netlink.socket(), link.ifindex, nullptr, &raw); err < 0)
     return netlink_error("cannot read link", kDevice, err);

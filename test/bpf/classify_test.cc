@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // classify: what becomes of what a pod sends.
+#include <arpa/inet.h>
 #include <netinet/in.h>
 
 #include "core/mark.h"
@@ -83,8 +84,8 @@ class Classify : public ClassifyTest, public ::testing::WithParamInterface<Case>
 
 TEST_P(Classify, Claim) {
   const Case& c = GetParam();
-  if (c.given != nullptr) c.given(node_);
   for (const std::string& tracked : c.tracked) node_.track(tracked);
+  if (c.given != nullptr) c.given(node_);
 
   const Bytes packet = c.packet.bytes();
   const Outcome run = node_.run(Program::kClassify, packet, node_.ifindex(c.device), c.mark);
@@ -668,6 +669,87 @@ TEST_F(ClassifyTest, OnlyFragmentsAreRemembered) {
   node_.track(inbound("udp"));
   EXPECT_EQ(from_pod(pod_sends(kOutside).fragment(1, 0, false).udp(80, 5555)).mark, reply_mark(kMask));
   EXPECT_EQ(from_pod(later_fragment(kOutside, 1)).mark, mark_of(kTunnelClass));
+}
+
+// --- flows that the pod opened -----------------------------------------------------------------------------------
+
+class Flows : public ClassifyTest {
+ protected:
+  static ec_flow_key key(std::uint8_t protocol) {
+    return {.src = ec(kPod), .dst = ec(kOutside), .sport = htons(80), .dport = htons(5555), .proto = protocol};
+  }
+  std::optional<ec_flow> flow_of(std::uint8_t protocol) const { return node_.find<ec_flow>("flows", key(protocol)); }
+  void put_flow(std::uint8_t protocol, std::uint64_t idle_ns) {
+    node_.put("flows", key(protocol), ec_flow{.last_seen_ns = monotonic_ns() - idle_ns});
+  }
+  std::uint32_t mark_of_tcp(std::uint8_t flags) { return from_pod(pod_sends(kOutside).tcp(80, 5555, flags)).mark; }
+  std::uint32_t mark_of_udp() { return from_pod(pod_sends(kOutside).udp(80, 5555)).mark; }
+};
+
+TEST_F(Flows, AConnectionOfThePodStaysSteeredWhateverConntrackComesToBelieve) {
+  EXPECT_EQ(mark_of_tcp(kSyn), mark_of(kTunnelClass));
+  node_.track(inbound("tcp"));
+  EXPECT_EQ(mark_of_tcp(kAck), mark_of(kTunnelClass));
+  EXPECT_EQ(mark_of_tcp(kFin | kAck), mark_of(kTunnelClass));
+}
+
+TEST_F(Flows, AUdpFlowOfThePodStaysSteeredWhateverConntrackComesToBelieve) {
+  EXPECT_EQ(mark_of_udp(), mark_of(kTunnelClass));
+  node_.track(inbound("udp"));
+  EXPECT_EQ(mark_of_udp(), mark_of(kTunnelClass));
+  EXPECT_EQ(mark_of_tcp(kAck), mark_of(kTunnelClass)) << "conntrack knows the UDP flow alone";
+}
+
+TEST_F(Flows, AConnectionOfThePodIsNotForgottenByTime) {
+  put_flow(IPPROTO_TCP, 2 * EC_UDP_FLOW_NS);
+  node_.track(inbound("tcp"));
+  EXPECT_EQ(mark_of_tcp(kAck), mark_of(kTunnelClass));
+}
+
+TEST_F(Flows, AUdpFlowOfThePodIsForgottenAfterALongSilence) {
+  put_flow(IPPROTO_UDP, EC_UDP_FLOW_NS + EC_FLOW_REFRESH_NS);
+  node_.track(inbound("udp"));
+  EXPECT_EQ(mark_of_udp(), reply_mark(kMask));
+  EXPECT_FALSE(flow_of(IPPROTO_UDP)) << "the flow is another's now";
+}
+
+TEST_F(Flows, AUdpFlowOfThePodIsRememberedThroughAShorterSilence) {
+  put_flow(IPPROTO_UDP, EC_UDP_FLOW_NS - 60 * EC_FLOW_REFRESH_NS);
+  node_.track(inbound("udp"));
+  EXPECT_EQ(mark_of_udp(), mark_of(kTunnelClass));
+}
+
+TEST_F(Flows, SynWithAckAnswersAlthoughAnOlderConnectionOfThePodHadThePorts) {
+  put_flow(IPPROTO_TCP, 0);
+  node_.track(inbound("tcp"));
+  EXPECT_EQ(mark_of_tcp(kSyn | kAck), reply_mark(kMask));
+  EXPECT_EQ(mark_of_tcp(kAck), reply_mark(kMask)) << "the older connection is forgotten";
+}
+
+TEST_F(Flows, SynOpensAlthoughAnOlderConnectionFromOutsideHadThePorts) {
+  node_.track(inbound("tcp"));
+  EXPECT_EQ(mark_of_tcp(kAck), reply_mark(kMask));
+  EXPECT_EQ(mark_of_tcp(kSyn), mark_of(kTunnelClass));
+  EXPECT_EQ(mark_of_tcp(kAck), mark_of(kTunnelClass)) << "the connection is the pod's now";
+}
+
+TEST_F(Flows, AnswersAreNoFlowsOfThePod) {
+  node_.track(inbound("tcp"));
+  EXPECT_EQ(mark_of_tcp(kAck), reply_mark(kMask));
+  EXPECT_FALSE(flow_of(IPPROTO_TCP));
+}
+
+TEST_F(Flows, TheTimeOfAFlowIsKeptToASecond) {
+  put_flow(IPPROTO_UDP, 2 * EC_FLOW_REFRESH_NS);
+  const std::uint64_t before = monotonic_ns();
+  mark_of_udp();
+  ASSERT_TRUE(flow_of(IPPROTO_UDP));
+  const std::uint64_t refreshed = flow_of(IPPROTO_UDP)->last_seen_ns;
+  EXPECT_GE(refreshed, before);
+  mark_of_udp();
+  if (monotonic_ns() - refreshed < EC_FLOW_REFRESH_NS) {
+    EXPECT_EQ(flow_of(IPPROTO_UDP)->last_seen_ns, refreshed) << "it is written with every packet";
+  }
 }
 
 // --- gateways ----------------------------------------------------------------------------------------------------

@@ -273,6 +273,12 @@ void Node::set_applied(bool applied) {
 void Node::track(const std::string& flow) {
   shell("conntrack -I " + flow + " --timeout 60 >/dev/null 2>&1");
   tracks_ = true;
+  see_gateway();  // that has taken its time
+}
+
+void Node::see_gateway() {
+  put("gateways", ec(kGateway),
+      ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
 }
 
 void Node::put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
@@ -324,8 +330,7 @@ void Node::reset() {
   put_class(kTunnelClass, kTunnelVni, kTunnelRules, EC_PATH_TUNNEL, kGateway);
   put_class(kLocalClass, kLocalVni, kLocalRules, EC_PATH_LOCAL, kLocalGateway);
   put_class(kOtherClass, kOtherVni, kTunnelRules, EC_PATH_TUNNEL, kGateway);
-  put("gateways", ec(kGateway),
-      ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
+  see_gateway();
   put_pod("pod0", kTunnelClass, kPodMac, kPodHostMac, {kPod, kPod6});
   put_pod("pod1", kLocalClass, kLocalPodMac, kLocalPodHostMac, {kLocalPod, kLocalPod6});
 

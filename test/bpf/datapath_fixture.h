@@ -149,7 +149,9 @@ class Node {
   }
   void put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict);
   void set_applied(bool applied);
-  /// The kernel's conntrack knows a flow: the arguments of `conntrack -I`.
+  /// The gateway of the tunnel classes has just been heard.
+  void see_gateway();
+  /// The kernel's conntrack knows a flow: the arguments of `conntrack -I`. Before other changes.
   void track(const std::string& flow);
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;

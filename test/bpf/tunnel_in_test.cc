@@ -275,7 +275,7 @@ TEST_F(TunnelInTest, AVlanTagInTheTunnelIsNotIp) {
 TEST_F(TunnelInTest, APacketThatCameThroughNoTunnelIsRefused) {
   const Bytes packet = outward(kOutside).udp(1, 2).bytes();
   EXPECT_EQ(node_.run(Program::kTunnelIn, packet, node_.ifindex("egress0")).action, Action::kDrop);
-  node_.expect_counts({{0, EC_DROP_DATAPATH_DOWN, 1, packet.size()}});
+  node_.expect_counts({{0, EC_DROP_STRAY, 1, packet.size()}});
 }
 
 // --- probes ------------------------------------------------------------------------------------------------------
