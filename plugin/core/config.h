@@ -14,7 +14,7 @@
 namespace egressclass {
 
 inline constexpr const char* kConfigPath = "/etc/egressclass/config.json";
-inline constexpr std::size_t kMaxConfigBytes = 4U << 20U;
+inline constexpr std::size_t kMaxConfigBytes = 16U << 20U;
 inline constexpr std::uint32_t kDefaultMarkMask = 0x1f7f;
 inline constexpr std::uint16_t kDefaultTunnelPort = 8479;
 

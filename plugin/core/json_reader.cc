@@ -12,7 +12,7 @@ namespace egressclass {
 namespace {
 
 // A file beyond these is no configuration; its problems alone would fill the memory.
-constexpr std::size_t kMaxItems = 50000;
+constexpr std::size_t kMaxItems = 400000;
 constexpr std::size_t kMaxKeys = 1000;
 
 std::string lower(std::string text) {

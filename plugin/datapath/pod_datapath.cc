@@ -78,7 +78,7 @@ Status attach_steps(const Attachment& attachment) {
   return check_pod(attachment);
 }
 
-bool is_there(const char* path) { return ::access(path, F_OK) == 0 || errno != ENOENT; }
+bool is_there(const char* path) { return ::access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR); }
 
 }  // namespace
 
@@ -97,31 +97,38 @@ Status attach_pod(const Attachment& attachment) {
   return error;
 }
 
-Status detach_pod(const Attachment& attachment) {
-  if (!is_there(paths::kMapPins)) return Ok{};
+namespace {
+
+/// A map whose pin is gone has no entries: never applied, rebooted since, or an apply or a down was killed half-way.
+bool has_map(const char* name) { return is_there((std::string(paths::kMapPins) + "/" + name).c_str()); }
+
+/// Classifier and entry of the host veth, if they are this attachment's.
+Status detach_veth(const Attachment& attachment) {
   auto attachments = open_attachments_map();
   if (!attachments) return attachments.error();
-  auto endpoints = open_endpoints_map();
-  if (!endpoints) return endpoints.error();
-
   const auto ifindex = static_cast<__u32>(attachment.host_ifindex);
   auto entry = attachments->find(ifindex);
   if (!entry) return entry.error();
-  if (*entry && (*entry)->cookie == attachment.cookie()) {
-    const std::string pin = link_pin(attachment);
-    auto link = read_link(pin);
-    if (!link) return link.error();
-    // A live link is bound to the device itself, so this is our veth, and no later one with the same ifindex.
-    if (*link && (*link)->ifindex == attachment.host_ifindex) {
-      auto netlink = Netlink::open();
-      if (!netlink) return netlink.error();
-      auto down = netlink->set_up(attachment.host_ifindex, false);
-      auto still_there = netlink->link(attachment.host_ifindex);
-      if (!down && still_there && *still_there) return down;
-    }
-    if (auto removed = remove_link(pin); !removed) return removed;
-    if (auto erased = attachments->erase(ifindex); !erased) return erased;
+  if (!*entry || (*entry)->cookie != attachment.cookie()) return Ok{};
+
+  const std::string pin = link_pin(attachment);
+  auto link = read_link(pin);
+  if (!link) return link.error();
+  // A live link is bound to the device itself, so this is our veth, and no later one with the same ifindex.
+  if (*link && (*link)->ifindex == attachment.host_ifindex) {
+    auto netlink = Netlink::open();
+    if (!netlink) return netlink.error();
+    auto down = netlink->set_up(attachment.host_ifindex, false);
+    auto still_there = netlink->link(attachment.host_ifindex);
+    if (!down && still_there && *still_there) return down;
   }
+  if (auto removed = remove_link(pin); !removed) return removed;
+  return attachments->erase(ifindex);
+}
+
+Status forget_endpoints(const Attachment& attachment) {
+  auto endpoints = open_endpoints_map();
+  if (!endpoints) return endpoints.error();
   for (const Ip& ip : attachment.addresses) {
     auto endpoint = endpoints->find(to_ec(ip));
     if (!endpoint) return endpoint.error();
@@ -131,25 +138,40 @@ Status detach_pod(const Attachment& attachment) {
   return Ok{};
 }
 
-Result<std::optional<Attachment>> recover_attachment(const std::string& key) {
-  if (!is_there(paths::kMapPins)) return std::optional<Attachment>();
-  auto attachments = open_attachments_map();
-  if (!attachments) return attachments.error();
-  auto endpoints = open_endpoints_map();
-  if (!endpoints) return endpoints.error();
+/// The keys of those entries in `map` that carry the cookie.
+template <class Key, class Value>
+Result<std::vector<Key>> keys_with_cookie(Result<BpfMap<Key, Value>> map, std::uint64_t cookie) {
+  if (!map) return map.error();
+  auto keys = map->keys();
+  if (!keys) return keys.error();
+  std::erase_if(*keys, [&](const Key& key) {
+    auto entry = map->find(key);
+    return !entry || !*entry || (*entry)->cookie != cookie;
+  });
+  return keys;
+}
 
+}  // namespace
+
+Status detach_pod(const Attachment& attachment) {
+  if (has_map("attachments"))
+    if (auto detached = detach_veth(attachment); !detached) return detached;
+  return has_map("endpoints") ? forget_endpoints(attachment) : Ok{};
+}
+
+Result<std::optional<Attachment>> recover_attachment(const std::string& key) {
   Attachment found;
   found.key = key;
-  auto ifindexes = attachments->keys();
-  if (!ifindexes) return ifindexes.error();
-  for (const __u32 ifindex : *ifindexes)
-    if (auto entry = attachments->find(ifindex); entry && *entry && (*entry)->cookie == found.cookie())
-      found.host_ifindex = static_cast<int>(ifindex);
-  auto ips = endpoints->keys();
-  if (!ips) return ips.error();
-  for (const ec_ip& ip : *ips)
-    if (auto entry = endpoints->find(ip); entry && *entry && (*entry)->cookie == found.cookie())
-      found.addresses.push_back(from_ec(ip));
+  if (has_map("attachments")) {
+    auto ifindexes = keys_with_cookie(open_attachments_map(), found.cookie());
+    if (!ifindexes) return ifindexes.error();
+    for (const __u32 ifindex : *ifindexes) found.host_ifindex = static_cast<int>(ifindex);
+  }
+  if (has_map("endpoints")) {
+    auto ips = keys_with_cookie(open_endpoints_map(), found.cookie());
+    if (!ips) return ips.error();
+    for (const ec_ip& ip : *ips) found.addresses.push_back(from_ec(ip));
+  }
   if (found.host_ifindex == 0 && found.addresses.empty()) return std::optional<Attachment>();
   return std::optional<Attachment>(std::move(found));
 }

@@ -38,11 +38,15 @@ Mac tunnel_mac(const Ip& underlay) {
   return {0x02, 0xec, underlay.bytes[12], underlay.bytes[13], underlay.bytes[14], underlay.bytes[15]};
 }
 
-Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& plan) {
-  const Error not_ours = make_error("the device egress0 is not ours",
-                                    "kind \"" + link.kind + "\", MAC " + mac_text(link.mac) + "; rename or remove it");
+bool is_ours(const Link& link) {
   const Mac prefix = tunnel_mac({});
-  if (link.kind != "vxlan" || link.mac[0] != prefix[0] || link.mac[1] != prefix[1]) return not_ours;
+  return link.kind == "vxlan" && link.mac[0] == prefix[0] && link.mac[1] == prefix[1];
+}
+
+Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& plan) {
+  if (!is_ours(link))
+    return make_error("the device egress0 is not ours",
+                      "kind \"" + link.kind + "\", MAC " + mac_text(link.mac) + "; rename or remove it");
   rtnl_link* raw = nullptr;
   if (const int err = rtnl_link_get_kernel(netlink.socket(), link.ifindex, nullptr, &raw); err < 0)
     return netlink_error("cannot read link", kDevice, err);
@@ -199,7 +203,7 @@ Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
     return netlink_error("cannot remove a route to egress0", "table " + std::to_string(kTable), err);
   auto link = netlink.link(kDevice);
   if (!link) return link.error();
-  if (*link && (*link)->kind == "vxlan")  // its route goes with it
+  if (*link && is_ours(**link))  // its route goes with it
     if (auto deleted = netlink.delete_link((*link)->ifindex); !deleted) return deleted;
   for (const char* pin : {kTunnelInPin, kTunnelOutPin})
     if (auto removed = remove_link(pin); !removed) return removed;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Container runtimes and what they make of CNI: containerd's CRI with lists of three versions, all the shapes that their DEL takes, its
-failures and crashes; podman; and `ctr run --cni`. A recorder in front of the plugin keeps what each call looked like. (CNI-5, 33-40, 52-54)"""
+failures and crashes; podman; and `ctr run --cni`. A recorder in front of the plugin keeps what each call looked like.
+(CNI-4, 5, 19, 33, 37, 52, 53)"""
 from __future__ import annotations
 
 import json
