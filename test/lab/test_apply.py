@@ -235,9 +235,9 @@ def test_egress_ip_moves_with_its_class(applied, outside):
 
 def test_an_egress_ip_that_is_not_ours_any_more_is_a_destination_like_any_other(applied, outside):
     """Somebody else may have it now; and a second apply would change what the first one made."""
+    pod = applied.make_pod("p5", 5)  # first: it brings an address of the node with it
     applied.apply(configuration(WEB | {"egressIPs": ["203.0.113.70"]}, FAR))
     outside.run("ip addr add 203.0.113.7/32 dev eth0")
-    pod = applied.make_pod("p5", 5)
     applied.add(pod)
     answer = applied.in_pod(pod, "busybox timeout 2 busybox nc 203.0.113.7 7001 </dev/null")
     before = same(applied.snapshot())
