@@ -130,6 +130,7 @@ ISOLATED := unshare --mount --net --pid --fork --kill-child --mount-proc --propa
 PYTEST   := $(ISOLATED) $(PYTHON) -B -m pytest -p no:cacheprovider -q --color=no
 
 test: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) all $(B)/test/unit $(B)/test/bpf $(FUZZERS)
 	@$(MAKE) --no-print-directory test-unit test-fuzz test-bpf test-lab test-runtime
 test-unit: $(B)/test/unit
 	$(call say,TEST,unit)
@@ -156,7 +157,7 @@ bench-cni: all
 	$(Q)test/bench/cni
 
 demo: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@$(ISOLATED) scripts/demo
 
 # --- the rest ----------------------------------------------------------------------------------------------------
