@@ -50,6 +50,9 @@ Error not_applied(const std::string& name) {
 Status attach(const Request& request, const Pod& pod) {
   const auto lock = lock_node(LockMode::kShared);
   if (!lock) return lock.error();
+  Attachment self;
+  self.key = request.attachment_key();
+  if (auto alone = lock_attachment(*lock, self.cookie()); !alone) return alone;
   // Again, now that class ids cannot change.
   auto pod_class = class_of(pod);
   if (!pod_class) return pod_class.error();
@@ -59,6 +62,12 @@ Status attach(const Request& request, const Pod& pod) {
 
   auto attachment = describe(request, pod, **pod_class);
   if (!attachment) return attachment.error();
+  if (auto alone = lock_interface(*lock, attachment->host_ifindex); !alone) return alone;
+  // While we waited the number may have gone to another pod's interface.
+  auto again = describe(request, pod, **pod_class);
+  if (!again) return again.error();
+  if (again->host_ifindex != attachment->host_ifindex || again->host_mac != attachment->host_mac)
+    return Error{codes::kNoHostVeth, "the pod's interface was replaced during ADD", attachment->host_veth};
   // Of the same attachment with another veth: nothing else would remove it.
   if (auto before = load_attachment(attachment->key);
       before && *before && (*before)->host_ifindex != attachment->host_ifindex)

@@ -12,10 +12,15 @@ namespace {
 
 /// By the record, or by what the kernel knows when that is lost or broken. With the node's lock held: an apply or a
 /// down under way would show half of itself.
-Status detach_and_forget(const std::string& key) {
+Status detach_and_forget(const std::string& key, const Fd& lock) {
+  Attachment self;
+  self.key = key;
+  if (auto alone = lock_attachment(lock, self.cookie()); !alone) return alone;
   auto attachment = load_attachment(key);
   if (!attachment || !*attachment) attachment = recover_attachment(key);
   if (!attachment) return attachment.error();
+  if (*attachment)
+    if (auto alone = lock_interface(lock, (*attachment)->host_ifindex); !alone) return alone;
   if (*attachment)
     if (auto detached = detach_pod(**attachment); !detached) return detached;
   return remove_attachment(key);
@@ -36,7 +41,7 @@ Result<std::string> del(const Request& request) {
   if (!state_exists()) return std::string();  // nothing was ever applied here, or not since the last boot
   const auto lock = lock_node(LockMode::kShared);
   if (!lock) return without_magic_words(lock.error());
-  if (auto done = detach_and_forget(request.attachment_key()); !done) return without_magic_words(done.error());
+  if (auto done = detach_and_forget(request.attachment_key(), *lock); !done) return without_magic_words(done.error());
   return std::string();
 }
 
@@ -64,7 +69,7 @@ Result<std::string> gc(const Request& request) {
   std::string problems;
   for (const std::string& key : list_attachment_keys()) {
     if (!key.starts_with(request.network + ",") || keep.contains(key)) continue;
-    if (auto done = detach_and_forget(key); !done)
+    if (auto done = detach_and_forget(key, *lock); !done)
       problems += (problems.empty() ? "" : "; ") + key + ": " + done.error().msg + ": " + done.error().details;
   }
   if (problems.empty()) return std::string();

@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <thread>
 
 namespace egressclass {
 namespace {
@@ -50,7 +52,13 @@ Status attach_link(int program_fd, int ifindex, Hook hook, const std::string& pi
   if (auto removed = remove_link(pin); !removed) return removed.error();
 
   LIBBPF_OPTS(bpf_link_create_opts, options, .flags = kBefore);
-  const Fd link(bpf_link_create(program_fd, ifindex, hook == Hook::kIngress ? kTcxIngress : kTcxEgress, &options));
+  const auto type = hook == Hook::kIngress ? kTcxIngress : kTcxEgress;
+  Fd link(bpf_link_create(program_fd, ifindex, type, &options));
+  // A program can be on a hook only once, and the kernel takes it off some time after the last pin of its link is gone.
+  for (int tries = 0; !link && errno == EEXIST && tries < 400; ++tries) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    link = Fd(bpf_link_create(program_fd, ifindex, type, &options));
+  }
   if (!link)
     return system_error("cannot attach the BPF program", "ifindex " + std::to_string(ifindex), errno,
                         errno == EINVAL ? "TCX links need kernel 6.6 or newer" : "");

@@ -39,7 +39,34 @@ Result<Fd> lock_file(const char* path, int operation, Clock::time_point deadline
   }
 }
 
+/// Each thing has a byte of the lock file, which need not be that long.
+Status lock_byte(const Fd& lock, std::uint64_t at, int timeout_ms) {
+  using namespace std::chrono_literals;
+  const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  struct ::flock range {};
+  range.l_type = F_WRLCK;
+  range.l_whence = SEEK_SET;
+  range.l_start = static_cast<off_t>(at);
+  range.l_len = 1;
+  while (::fcntl(lock.get(), F_OFD_SETLK, &range) != 0) {
+    if (errno != EAGAIN && errno != EACCES && errno != EINTR) return system_error("cannot lock", paths::kLock, errno);
+    if (Clock::now() >= deadline)
+      return make_error("the pod's state is locked",
+                        std::string(paths::kLock) + ": another egressclass holds it for too long");
+    std::this_thread::sleep_for(1ms);
+  }
+  return Ok{};
+}
+
 }  // namespace
+
+Status lock_attachment(const Fd& lock, std::uint64_t cookie, int timeout_ms) {
+  return lock_byte(lock, (1ULL << 62U) | (cookie >> 2U), timeout_ms);
+}
+
+Status lock_interface(const Fd& lock, int ifindex, int timeout_ms) {
+  return lock_byte(lock, static_cast<std::uint64_t>(ifindex), timeout_ms);
+}
 
 Result<Fd> lock_node(LockMode mode, int timeout_ms) {
   const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
