@@ -154,8 +154,13 @@ Result<std::vector<Key>> keys_with_cookie(Result<BpfMap<Key, Value>> map, std::u
 }  // namespace
 
 Status detach_pod(const Attachment& attachment) {
-  if (has_map("attachments"))
+  if (has_map("attachments")) {
     if (auto detached = detach_veth(attachment); !detached) return detached;
+  } else if (auto link = read_link(link_pin(attachment)); link && *link && (*link)->ifindex != 0) {
+    return make_error(
+        "cannot tell whether a classifier is this attachment's",
+        link_pin(attachment) + " is live, but the map `attachments` is not pinned; run `egressctl apply`");
+  }
   return has_map("endpoints") ? forget_endpoints(attachment) : Ok{};
 }
 
