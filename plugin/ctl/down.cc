@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "ctl/commands.h"
+#include "datapath/expedite.h"
 #include "datapath/node_datapath.h"
 #include "util/lock.h"
 
@@ -10,6 +11,7 @@ namespace egressclass::ctl {
 int down() {
   const auto lock = lock_node(LockMode::kExclusive);
   if (!lock) return fail(lock.error());
+  Expedite::mend();
   auto pods = tear_down();
   if (!pods) return fail(pods.error());
   if (*pods != 0)

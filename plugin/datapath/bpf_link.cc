@@ -67,6 +67,8 @@ Status attach_link(int program_fd, int ifindex, Hook hook, const std::string& pi
 }
 
 Status remove_link(const std::string& pin) {
+  // Of a link that loses its last handle the kernel takes the program off some time later.
+  if (const Fd link(bpf_obj_get(pin.c_str())); link) bpf_link_detach(link.get());
   if (::unlink(pin.c_str()) != 0 && errno != ENOENT) return system_error("cannot remove the pin", pin, errno);
   return Ok{};
 }

@@ -26,7 +26,7 @@ Status attach_link(int program_fd, int ifindex, Hook hook, const std::string& pi
 /// No value: there is no pin.
 Result<std::optional<LinkState>> read_link(const std::string& pin);
 
-/// Detaches by removing the pin. Absent already is success.
+/// Detaches, and removes the pin. Absent already is success.
 Status remove_link(const std::string& pin);
 
 Result<std::uint32_t> program_id(int program_fd);

@@ -11,6 +11,7 @@
 #include "cni/codes.h"
 #include "core/mark.h"
 #include "datapath/bpf_link.h"
+#include "datapath/expedite.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 
@@ -73,8 +74,11 @@ Status attach_steps(const Attachment& attachment) {
   if (auto done = attachments->set(ifindex, attachment_entry(attachment)); !done) return done;
   for (const Ip& ip : attachment.addresses)
     if (auto done = endpoints->set(to_ec(ip), endpoint_entry(attachment)); !done) return done;
-  if (auto done = attach_link(program->get(), attachment.host_ifindex, Hook::kIngress, link_pin(attachment)); !done)
-    return done;
+  {
+    const Expedite expedite;
+    if (auto done = attach_link(program->get(), attachment.host_ifindex, Hook::kIngress, link_pin(attachment)); !done)
+      return done;
+  }
   return check_pod(attachment);
 }
 
@@ -154,6 +158,7 @@ Result<std::vector<Key>> keys_with_cookie(Result<BpfMap<Key, Value>> map, std::u
 }  // namespace
 
 Status detach_pod(const Attachment& attachment) {
+  const Expedite expedite;
   if (has_map("attachments")) {
     if (auto detached = detach_veth(attachment); !detached) return detached;
   } else if (auto link = read_link(link_pin(attachment)); link && *link && (*link)->ifindex != 0) {

@@ -350,6 +350,11 @@ def is_up(name: str) -> bool:
     return bool(int(Path(f"/sys/class/net/{name}/flags").read_text(), 0) & 1)
 
 
+def expedited() -> tuple[str, bool]:
+    """Whether grace periods are expedited, and whether that is said to be our doing. For a node with own_expedited()."""
+    return Path("/sys/kernel/rcu_expedited").read_text().strip(), (RUN / "expedited").exists()
+
+
 def lock_is_free() -> bool:
     """Nobody holds the node's lock, nor waits for it."""
     for name in "lock", "lock.gate":

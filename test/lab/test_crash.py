@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from inside import (PINS, RUN, Kernel, Stepper, call, ctl, ifindex_of, inside, ip, is_up, left_on, lock_is_free, points, programs, shell,
-                    succeed)
+from inside import (PINS, RUN, Kernel, Stepper, call, ctl, expedited, ifindex_of, inside, ip, is_up, left_on, lock_is_free, points,
+                    programs, shell, succeed)
 from light_node import WEB, configuration, egress_class
 
 
@@ -30,14 +30,20 @@ class Pod:
     def nothing(self) -> str:
         """What is wrong when nothing should be there."""
         left = [*self.kernel.traces().items()] + [f"program {program} on the veth" for program in left_on(self.ifindex)]
-        return f"left: {left}" if left else "" if lock_is_free() else "the lock is held"
+        return f"left: {left}" if left else self.aside()
+
+    def aside(self) -> str:
+        """What is wrong with what is no pod's."""
+        if not lock_is_free():
+            return "the lock is held"
+        return "" if expedited() == ("0", False) else f"grace periods are expedited: {expedited()}"
 
     def all(self) -> str:
         """What is wrong when the pod should have its class."""
         wrong = [kind for kind, value in self.whole.items() if self.kernel.traces().get(kind) != value]
         if wrong or programs(self.ifindex) != self.classifier:
             return f"not as ADD made them: {wrong}, programs on the veth: {programs(self.ifindex)}"
-        return "" if lock_is_free() else "the lock is held"
+        return self.aside()
 
     def classified_or_not_at_all(self) -> str:
         """What is wrong when ADD may have been killed."""
@@ -105,6 +111,7 @@ def kill_everywhere(pod, verb: str, recover) -> int:
 @pytest.mark.parametrize("recover", [with_del, with_del_without_netns, with_add, with_gc])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_cni_37_58_the_plugin_killed_at_every_system_call(applied, verb, recover):
+    applied.own_expedited()
     assert inside(applied, kill_everywhere, applied.make_pod("p", 5), verb, recover) > 40
 
 
