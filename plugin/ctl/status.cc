@@ -13,6 +13,7 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
+#include "datapath/integrity.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
@@ -20,6 +21,7 @@
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
 #include "util/json.h"
+#include "util/lock.h"
 #include "util/text.h"
 
 namespace egressclass::ctl {
@@ -42,6 +44,13 @@ bool link_is_on(const char* pin, int ifindex) {
   return link && *link && (*link)->ifindex == ifindex;
 }
 
+/// Of a machine that is no router otherwise, apply makes one, interface by interface.
+void check_forwarding(const std::string& interface, Health& health) {
+  const auto forwarding = read_sysctl("net/ipv4/conf/" + interface + "/forwarding");
+  health.expect(forwarding && *forwarding != "0",
+                interface + " does not forward: somebody set net.ipv4.conf." + interface + ".forwarding to 0");
+}
+
 void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
   if (node.tunnel_ifindex == 0) return;  // no classes
   const int ifindex = static_cast<int>(node.tunnel_ifindex);
@@ -54,6 +63,7 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
   health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
   health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
   health.expect(routes_exist(netlink, node.mark_mask, ifindex), "a rule or the route to egress0 is missing");
+  check_forwarding((*link)->name, health);
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {
@@ -64,7 +74,20 @@ void check_egress_ips(const Netlink& netlink, Health& health) {
     const auto same = [&](const auto& a) { return a.ip == placed.first && a.ifindex == placed.second; };
     health.expect(std::ranges::any_of(*addresses, same),
                   "egress IP " + placed.first.str() + " is not on its interface any more");
+    auto link = netlink.link(placed.second);
+    if (link && *link) check_forwarding((*link)->name, health);
   }
+}
+
+/// An apply under way would show half of itself, but must not hold up who asks.
+void check_integrity(Health& health) {
+  constexpr int kPatienceMs = 2000;
+  const auto lock = lock_node(LockMode::kShared, kPatienceMs);
+  const auto altered = altered_objects();
+  health.expect(static_cast<bool>(altered), "it is not known what was applied last: run `egressctl apply`");
+  if (!altered) return;
+  for (const std::string& object : *altered)
+    health.expect(false, object + " is not what was applied: somebody changed it; run `egressctl apply`");
 }
 
 std::string gateway_state(const ec_gateway& gateway) {
@@ -182,6 +205,7 @@ int status(bool json) {
     auto read = read_nft_counters();
     health.expect(static_cast<bool>(read), "the nft table `inet egressclass` is missing");
     if (read) nft = *read;
+    check_integrity(health);
     health.expect(applied && *applied, "the state file for the plugin is missing or broken: run `egressctl apply`");
   }
   const auto attachments = list_attachments();

@@ -19,6 +19,7 @@
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
 #include "datapath/flows.h"
+#include "datapath/integrity.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
@@ -275,6 +276,7 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (plan.classes.empty())
     if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed;
   if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed) return removed;
+  if (auto noted = note_integrity(); !noted) return noted;
   if (auto kept = write_file_atomic(paths::kLastClasses, plan.applied.to_json()); !kept) return kept;
   return write_file_atomic(paths::kAppliedClasses, plan.applied.to_json());
 }
