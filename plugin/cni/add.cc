@@ -88,6 +88,9 @@ Status attach(const Request& request, const Pod& pod) {
 Result<std::string> add(const Request& request) {
   auto result = pass_through(request);
   if (!result) return result;
+  if (!request.netns_override && is_own_netns(request.netns))
+    return Error{codes::kInvalidNetns, "CNI_NETNS is the runtime's own network namespace",
+                 request.netns + "; CNI_NETNS_OVERRIDE=1 says that this is meant"};
   const Pod pod = pod_of(request);
   auto pod_class = class_of(pod);
   if (!pod_class) return pod_class.error();

@@ -98,6 +98,13 @@ Result<std::map<std::string, std::string>> parse_args(std::string_view text) {
   return args;
 }
 
+// As the specification's reference reads it.
+bool says_yes(std::string text) {
+  std::ranges::transform(text, text.begin(),
+                         [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
+  return text == "1" || text == "TRUE";
+}
+
 Status read_environment(const Environment& env, const VerbRules& rules, Request* request) {
   std::vector<std::string> missing;
   for (const char* name : rules.required)
@@ -109,6 +116,7 @@ Status read_environment(const Environment& env, const VerbRules& rules, Request*
 
   request->container_id = value_of(env, "CNI_CONTAINERID");
   request->netns = value_of(env, "CNI_NETNS");
+  request->netns_override = says_yes(value_of(env, "CNI_NETNS_OVERRIDE"));
   request->ifname = value_of(env, "CNI_IFNAME");
   if (!valid_identifier(request->container_id))
     return Error{codes::kInvalidEnvironment, "invalid CNI_CONTAINERID",

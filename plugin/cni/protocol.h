@@ -27,7 +27,8 @@ struct Request {
   std::string cni_version;
   std::string network;  ///< `name` of the configuration
   std::string container_id;
-  std::string netns;  ///< path; may be empty on DEL
+  std::string netns;            ///< path; may be empty on DEL
+  bool netns_override = false;  ///< the runtime's own namespace is meant
   std::string ifname;
   std::map<std::string, std::string> args;  ///< CNI_ARGS
   Json config;                              ///< stdin as parsed

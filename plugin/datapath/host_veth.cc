@@ -22,6 +22,13 @@ Error no_veth(const std::string& msg, const std::string& details) { return Error
 
 }  // namespace
 
+bool is_own_netns(const std::string& netns_path) {
+  struct stat theirs {
+  }, ours{};
+  return ::stat(netns_path.c_str(), &theirs) == 0 && ::stat("/proc/thread-self/ns/net", &ours) == 0 &&
+         theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev;
+}
+
 Result<PodInterface> find_pod_interface(const std::string& netns_path, const std::string& ifname) {
   const Fd netns(::open(netns_path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!netns)
@@ -29,12 +36,6 @@ Result<PodInterface> find_pod_interface(const std::string& netns_path, const std
   struct statfs fs {};
   if (::fstatfs(netns.get(), &fs) != 0 || fs.f_type != NSFS_MAGIC)
     return Error{codes::kInvalidNetns, "not a network namespace", netns_path + " is no file of nsfs"};
-
-  struct stat theirs {
-  }, ours{};
-  if (::fstat(netns.get(), &theirs) == 0 && ::stat("/proc/thread-self/ns/net", &ours) == 0 &&
-      theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev)
-    return Error{codes::kInvalidNetns, "CNI_NETNS is the runtime's own network namespace", netns_path};
 
   auto host = Netlink::open();
   if (!host) return host.error();
@@ -56,10 +57,11 @@ Result<PodInterface> find_pod_interface(const std::string& netns_path, const std
   // A number alone may clash: both ends have to name each other, and the namespace.
   auto host_link = host->link(pod.peer_ifindex);
   if (!host_link) return host_link.error();
-  auto nsid = host->nsid(netns);
+  const bool own = is_own_netns(netns_path);
+  auto nsid = own ? Result<int>(-1) : host->nsid(netns);
   if (!nsid) return nsid.error();
   if (!*host_link || (*host_link)->kind != pod.kind || (*host_link)->peer_ifindex != pod.ifindex ||
-      (*host_link)->peer_nsid != *nsid || *nsid < 0)
+      (*host_link)->peer_nsid != *nsid || (*nsid < 0 && !own))
     return no_veth("the peer of " + ifname + " is not in the host's network namespace",
                    "peer index " + std::to_string(pod.peer_ifindex) + " of " + ifname + " in " + netns_path +
                        " leads to no " + pod.kind + " here whose peer is that interface");

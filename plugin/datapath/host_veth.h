@@ -17,6 +17,9 @@ struct PodInterface {
   std::vector<Ip> addresses;  ///< but link-local ones, which are no pod's alone
 };
 
+/// Whether the path leads to the namespace that this process is in.
+bool is_own_netns(const std::string& netns_path);
+
 /// Fails with kInvalidNetns when `netns_path` is no namespace, with kNoHostVeth when `ifname` is missing there
 /// or is no veth (or netkit) whose other end is in this namespace.
 Result<PodInterface> find_pod_interface(const std::string& netns_path, const std::string& ifname);

@@ -229,6 +229,22 @@ def test_netns_that_is_none_of_a_pod_is_refused_before_any_change(applied, netns
     assert applied.snapshot() == before
 
 
+@pytest.mark.parametrize("namespace", ["web", "other"], ids=["CNI-16 with a class", "CNI-16 without"])
+def test_the_runtimes_own_netns_is_refused_unless_it_says_that_this_is_meant(applied, namespace):
+    node, pod = applied, applied.make_pod("p5", 5, namespace=namespace)
+    node.run(f"ip -n {pod.name} link set eth0 netns 1 name pod0 && ip link set pod0 up")
+    here, before = {"NETNS": "/proc/self/ns/net", "IFNAME": "pod0"}, node.snapshot()
+    for no in ("", "0", "yes", "TRUE ", "tru"):
+        refused(node.pod_call("ADD", pod, **here, NETNS_OVERRIDE=no), 8)
+    assert node.snapshot() == before
+    for yes in ("1", "TRUE", "true", "True"):
+        node.add(pod, **here, NETNS_OVERRIDE=yes)
+        assert len(node.attachments()) == (namespace == "web")
+        assert node.check(pod, **here, NETNS_OVERRIDE=yes).out == ""
+        node.delete(pod, **here)        # needs no leave: it changes nothing there
+        assert node.traces_of_pods() == []
+
+
 # --- ADD
 
 def test_classifier_runs_before_every_other_program(applied):
