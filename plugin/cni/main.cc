@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <exception>
 #include <string>
+#include <string_view>
 
 #include "cni/codes.h"
 #include "cni/log.h"
@@ -45,23 +46,33 @@ Result<std::string> dispatch(const Request& request) {
   return cni::format_version(request.cni_version);
 }
 
-/// stdout gets one document, whole: runtimes parse whatever is there.
-int finish(const std::string& document, int exit_code) {
+/// stdout gets one document, whole: runtimes parse whatever is there. And after it nothing, whatever a destructor does.
+[[noreturn]] void finish(const std::string& document, int exit_code) {
   for (std::size_t done = 0; done < document.size();) {
     const ssize_t put = ::write(STDOUT_FILENO, document.data() + done, document.size() - done);
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return 1;
+    if (put < 0) ::_exit(1);
     done += static_cast<std::size_t>(put);
   }
-  return exit_code;
+  ::_exit(exit_code);
 }
 
-/// A system call that never returns must not hold up the pod for ever. Nothing but write() is allowed here.
-void out_of_time(int) {
-  constexpr char kError[] = R"({"cniVersion":"1.0.0","code":11,"msg":"egressclass ran out of time","details":)"
-                            R"("a lock, netlink or bpffs did not answer for 25 s; the next ADD or DEL starts over"})";
-  const ssize_t written = ::write(STDOUT_FILENO, kError, sizeof(kError) - 1);
+/// Where nothing but write() is allowed, or left.
+[[noreturn]] void last_words(std::string_view error) {
+  const ssize_t written = ::write(STDOUT_FILENO, error.data(), error.size());
   ::_exit(written < 0 ? 2 : 1);
+}
+
+/// A system call that never returns must not hold up the pod for ever.
+void out_of_time(int) {
+  last_words(R"({"cniVersion":"1.0.0","code":11,"msg":"egressclass ran out of time","details":)"
+             R"("a lock, netlink or bpffs did not answer for 25 s; the next ADD or DEL starts over"})");
+}
+
+/// Without memory the way to main()'s catch can be barred: the JSON library's destructors allocate.
+void terminated() {
+  last_words(R"({"cniVersion":"1.0.0","code":999,"msg":"egressclass was terminated by an unexpected exception",)"
+             R"("details":"most likely out of memory; the next ADD or DEL starts over"})");
 }
 
 /// A caller of VERSION need not send anything, nor close its end.
@@ -72,29 +83,29 @@ Result<std::string> read_request(const std::string& command) {
   return read_all(STDIN_FILENO, "stdin", kMaxStdinBytes);
 }
 
-int run() {
+void run() {
   const char* command = std::getenv("CNI_COMMAND");
   if (command == nullptr || *command == '\0') {
     std::string versions;
     for (const std::string& version : cni::kSupportedVersions) versions += " " + version;
     std::fprintf(stderr, "egressclass: chained CNI plugin, gives pods their egress class\nCNI versions:%s\n",
                  versions.c_str());
-    return 0;
+    return;
   }
   std::string cni_version;
   auto request = cni::parse_request([](const char* name) { return std::getenv(name); },
                                     [command] { return read_request(command); }, &cni_version);
-  if (!request) return finish(cni::format_error(request.error(), cni_version), 1);
+  if (!request) finish(cni::format_error(request.error(), cni_version), 1);
   auto settings = cni::log_settings(request->config);
   if (!settings && request->verb != Verb::kDel)  // a DEL has to succeed, whatever became of the conflist
-    return finish(cni::format_error(settings.error(), request->cni_version), 1);
+    finish(cni::format_error(settings.error(), request->cni_version), 1);
 
   const auto start = std::chrono::steady_clock::now();
   auto output = dispatch(*request);
   cni::log_call(settings ? *settings : cni::LogSettings{}, *request, output ? nullptr : &output.error(),
                 std::chrono::steady_clock::now() - start);
-  if (!output) return finish(cni::format_error(output.error(), request->cni_version), 1);
-  return finish(*output, 0);
+  if (!output) finish(cni::format_error(output.error(), request->cni_version), 1);
+  finish(*output, 0);
 }
 
 }  // namespace
@@ -102,11 +113,12 @@ int run() {
 int main() {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGALRM, out_of_time);
+  std::set_terminate(terminated);
   ::alarm(kDeadlineSeconds);
   libbpf_set_print(nullptr);
   try {
-    return run();
+    run();
   } catch (const std::exception& e) {
-    return finish(cni::format_error(Error{codes::kInternal, "unexpected exception", e.what()}, ""), 1);
+    finish(cni::format_error(Error{codes::kInternal, "unexpected exception", e.what()}, ""), 1);
   }
 }
