@@ -140,6 +140,7 @@ Status decode_config(const std::string& text, Request* request) {
     return Error{codes::kDecodingFailure, "the network configuration on stdin is no JSON object",
                  std::string("it is of the type ") + json->type_name()};
   request->config = std::move(*json);
+  request->prev_result_text = member_text(text, "prevResult");
   const Json* version = find_member(request->config, "cniVersion");
   if (version != nullptr && !version->is_string())
     return Error{codes::kDecodingFailure, "cniVersion is no text", printable(dump_json(*version))};
@@ -227,12 +228,14 @@ Result<std::string> pass_through(const Request& request) {
   const Json* previous = find_member(request.config, "prevResult");
   if (previous == nullptr || !previous->is_object())
     return Error{codes::kInvalidNetworkConfig, "no prevResult to pass on", {}};
-  Json result = *previous;
-  const Json* version = find_member(result, "cniVersion");
+  const Json* version = find_member(*previous, "cniVersion");
   const std::string from = version == nullptr     ? request.cni_version
                            : version->is_string() ? version->get<std::string>()
                                                   : dump_json(*version);
   if (!rank(from)) return incompatible("prevResult's cniVersion", from);
+  if (version != nullptr && from == request.cni_version && !request.prev_result_text.empty())
+    return request.prev_result_text;
+  Json result = *previous;
   convert_result(&result, from, request.cni_version);
   return dump_json(result);
 }

@@ -32,6 +32,7 @@ struct Request {
   std::string ifname;
   std::map<std::string, std::string> args;  ///< CNI_ARGS
   Json config;                              ///< stdin as parsed
+  std::string prev_result_text;             ///< prevResult as it was written; may be empty
 
   /// The attachment as a file name: "<network>,<container id>,<ifname>". Unambiguous, since the first two
   /// hold no comma. ADD and CHECK are refused when it is longer than kMaxAttachmentKey.
@@ -51,7 +52,8 @@ using Environment = std::function<const char*(const char*)>;
 Result<Request> parse_request(const Environment& env, const std::function<Result<std::string>()>& read_stdin,
                               std::string* cni_version = nullptr);
 
-/// prevResult for stdout, unchanged but for cniVersion (converted between 0.x and 1.x when they differ).
+/// prevResult for stdout: byte for byte, unless its version is another than the configuration's. Then it is converted
+/// (between 0.x and 1.x) or gets its cniVersion, and numbers are written anew.
 Result<std::string> pass_through(const Request& request);
 
 /// The error object for stdout. Without a version it carries the newest.

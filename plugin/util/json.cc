@@ -136,6 +136,36 @@ Result<Json> parse_json(const std::string& text, std::vector<std::string>* dupli
   return std::move(builder).result();
 }
 
+std::string_view member_text(std::string_view object, std::string_view key) {
+  constexpr auto kNone = std::string_view::npos;
+  std::string_view found;
+  std::string_view name;
+  std::size_t value = kNone;  // where the value of `name` begins
+  int depth = 0;
+  for (std::size_t i = 0; i < object.size(); ++i) {
+    const char c = object[i];
+    if (c == '"') {
+      const std::size_t start = i + 1;
+      for (++i; i < object.size() && object[i] != '"'; ++i)
+        if (object[i] == '\\') ++i;
+      if (depth != 1 || value != kNone) continue;
+      name = object.substr(start, i - start);
+      if (name.find('\\') != kNone) return {};
+    } else if (c == '{' || c == '[') {
+      ++depth;
+    } else if (c == ':' && depth == 1) {
+      value = i + 1;
+    } else if (c == ',' || c == '}' || c == ']') {
+      if (depth == 1 && value != kNone && name == key) found = object.substr(value, i - value);
+      if (depth == 1) value = kNone;
+      if (c != ',' && --depth == 0) break;
+    }
+  }
+  constexpr const char* kBlanks = " \t\r\n";
+  found.remove_prefix(std::min(found.find_first_not_of(kBlanks), found.size()));
+  return found.substr(0, found.find_last_not_of(kBlanks) + 1);
+}
+
 std::string dump_json(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 const Json* find_member(const Json& object, const char* key) {

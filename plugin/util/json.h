@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "util/result.h"
@@ -20,6 +21,10 @@ inline constexpr std::size_t kMaxJsonDepth = 64;
 /// Of a key that an object holds twice the last value counts, as in most parsers; `duplicates`
 /// receives the paths of such keys ("classes[2].name").
 Result<Json> parse_json(const std::string& text, std::vector<std::string>* duplicates = nullptr);
+
+/// The text of the member `key` of an object's text, which parse_json() has accepted: byte for byte, also numbers that
+/// fit no number of ours. Empty when there is none, or when that is not plain to see (a key with an escape).
+std::string_view member_text(std::string_view object, std::string_view key);
 
 /// One line of JSON; bytes that are no UTF-8 become the replacement character.
 std::string dump_json(const Json& json);

@@ -17,6 +17,30 @@ TEST(Json, KeepsOrderAndNumbers) {
   }
 }
 
+TEST(Json, FindsTheTextOfAMember) {
+  struct Case {
+    const char* object;
+    const char* text;
+  };
+  for (const auto& [object, text] :
+       std::vector<Case>{{R"({"a":1.10})", "1.10"},
+                         {R"({"b":{"a":1},"a" : [ 1e2 , {"a":2}] ,"c":3})", R"([ 1e2 , {"a":2}])"},
+                         {R"({"a":1,"b":"a","a":2})", "2"},
+                         {R"({"x":"}\\\",\"a\":5","a":"\\"})", R"("\\")"},
+                         {R"({"a":null})", "null"},
+                         {R"({"b":["a",{"a":1}],"c":"a"})", ""},
+                         {R"({"a":1,"\u0061":2})", ""},
+                         {R"([{"a":1}])", ""},
+                         {R"(["a"])", ""},
+                         {R"("a")", ""},
+                         {"{}", ""}}) {
+    ASSERT_TRUE(parse_json(object)) << object;
+    EXPECT_EQ(member_text(object, "a"), text) << object;
+  }
+  const std::string with_tail = std::string(R"({"a":1})") + '\0' + R"({"a":2})";  // the parser stops at a NUL
+  EXPECT_EQ(member_text(with_tail, "a"), "1");
+}
+
 TEST(Json, NamesLineAndColumnOfAnError) {
   struct Case {
     const char* text;
