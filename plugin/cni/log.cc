@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cni/log.h"
 
+#include <fcntl.h>
+
 #define SPDLOG_HEADER_ONLY
 #define FMT_HEADER_ONLY
 #include <spdlog/logger.h>
@@ -11,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -18,6 +21,7 @@
 
 #include "cni/codes.h"
 #include "cni/pod_class.h"
+#include "util/fd.h"
 #include "util/text.h"
 
 namespace egressclass::cni {
@@ -60,15 +64,22 @@ Error bad_value(const char* key, const Json& value, const char* allowed) {
                std::string("in the entry of type egressclass: allowed is ") + allowed};
 }
 
+/// The library would wait for the reader of a pipe, and try again for a while where nothing can be written.
+bool is_writable_file(const std::string& path) {
+  std::error_code ec;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ec);
+  const Fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0600));
+  struct stat info {};
+  return fd && ::fstat(fd.get(), &info) == 0 && S_ISREG(info.st_mode);
+}
+
 std::vector<spdlog::sink_ptr> open_sinks(const std::string& file) {
   std::vector<spdlog::sink_ptr> sinks = {std::make_shared<spdlog::sinks::stderr_sink_st>()};
-  if (file.empty()) return sinks;
-  const mode_t before = ::umask(0077);  // pods' names are nobody else's business
+  if (file.empty() || !is_writable_file(file)) return sinks;  // then stderr has to do
   try {
     sinks.push_back(std::make_shared<spdlog::sinks::rotating_file_sink_st>(file, kMaxFileBytes, 1));
-  } catch (const std::exception&) {  // unwritable: stderr has to do
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): the same
   }
-  ::umask(before);
   return sinks;
 }
 
@@ -96,6 +107,7 @@ void log_call(const LogSettings& settings, const Request& request, const Error* 
       std::ranges::find(kLevels, std::string_view(settings.level), &decltype(kLevels)::value_type::first);
   const auto severity = error != nullptr ? spdlog::level::err : spdlog::level::info;
   if (severity < level->second) return;  // before any file is opened
+  const mode_t before = ::umask(0077);   // pods' names are nobody else's business
   try {
     const auto sinks = open_sinks(settings.file);
     spdlog::logger log("egressclass", sinks.begin(), sinks.end());
@@ -112,6 +124,7 @@ void log_call(const LogSettings& settings, const Request& request, const Error* 
                 : "");
   } catch (...) {  // NOLINT(bugprone-empty-catch): a log line is not worth a pod
   }
+  ::umask(before);
 }
 
 }  // namespace egressclass::cni

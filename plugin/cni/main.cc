@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The executable that container runtimes call: environment and stdin in, one JSON document out.
 #include <bpf/libbpf.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -75,6 +76,14 @@ void terminated() {
              R"("details":"most likely out of memory; the next ADD or DEL starts over"})");
 }
 
+/// The number of a standard stream that the caller closed would go to the next file: our answer would land there. What
+/// takes it here can be neither read nor written.
+void take_closed_streams() {
+  int place = 0;
+  while (place >= 0 && place <= STDERR_FILENO) place = ::open("/", O_PATH | O_CLOEXEC);
+  ::close(place);
+}
+
 /// A caller of VERSION need not send anything, nor close its end.
 Result<std::string> read_request(const std::string& command) {
   pollfd input{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0};
@@ -111,6 +120,7 @@ void run() {
 }  // namespace
 
 int main() {
+  take_closed_streams();
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGALRM, out_of_time);
   std::set_terminate(terminated);
