@@ -81,6 +81,8 @@ def plugin_environment(verb: str, pod: NetPod | None, **env: str) -> dict[str, s
 def stdin_of(verb: str, pod: NetPod | None) -> bytes:
     if verb == "GC":
         return json.dumps(network(None, "1.1.0", **{"cni.dev/attachments": []})).encode()
+    if pod is None or verb == "STATUS":
+        return json.dumps(network(None, "1.1.0")).encode()
     return json.dumps(network(pod.previous)).encode()
 
 

@@ -82,7 +82,7 @@ V6 = "fd000010024400000000000000000005"
 
 @pytest.mark.parametrize("shape", [pytest.param(name, id=f"CNI-28 {name}") for name in SHAPES])
 def test_host_veth_is_found_whatever_the_result_says(applied, shape):
-    """CNI-24 to CNI-30. What the result names as the host's end is a device of this node, but another one."""
+    """CNI-24, CNI-27, CNI-29, CNI-30: what the result names as the host's end is a device of this node, but another one."""
     node = applied
     node.run(f"ip link add {DECOY} type veth peer name decoy1; ip link set {DECOY} up; ip link set decoy1 up")
     pod = node.make_pod("p5", 5, ifname="net1" if "net1" in shape else "eth0", host_veth="q7", ipv6=True)

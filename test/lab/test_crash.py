@@ -87,7 +87,7 @@ def kill_everywhere(pod, verb: str, recover) -> int:
     """Kills the verb before each of its system calls; how many those are. All that goes wrong is reported at once."""
     p, number, wrong = Pod(pod), 0, []
     while True:
-        if verb == "DEL":
+        if verb != "ADD":
             succeed("ADD", pod)
         program = Stepper.plugin(verb, pod)
         if not program.to_next(number, Stepper.is_outside):
@@ -109,10 +109,36 @@ def kill_everywhere(pod, verb: str, recover) -> int:
 
 
 @pytest.mark.parametrize("recover", [with_del, with_del_without_netns, with_add, with_gc])
-@pytest.mark.parametrize("verb", ["ADD", "DEL"])
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])
 def test_cni_37_58_the_plugin_killed_at_every_system_call(applied, verb, recover):
+    """CNI-37, CNI-58"""
     applied.own_expedited()
     assert inside(applied, kill_everywhere, applied.make_pod("p", 5), verb, recover) > 40
+
+
+def kill_reader(pod, verb: str) -> int:
+    """As kill_everywhere(); nothing has to be made right."""
+    p, number, wrong = Pod(pod), 0, []
+    succeed("ADD", pod)
+    while True:
+        program = Stepper.plugin(verb, pod)
+        if not program.to_next(number, Stepper.is_outside):
+            answer = program.end()
+            assert answer.code == 0, answer
+            break
+        number = program.count
+        program.kill()
+        if what := p.all():
+            wrong.append(f"{verb} killed at system call {number}: {what}")
+    assert not wrong, "\n".join(wrong)
+    return number
+
+
+@pytest.mark.parametrize("verb", ["CHECK", "STATUS"])
+def test_cni_41_49_a_verb_that_only_reads_killed_at_every_system_call(applied, verb):
+    """CNI-41, CNI-49: no step of it changes anything, and no lock of it stays."""
+    applied.own_expedited()
+    assert inside(applied, kill_reader, applied.make_pod("p", 5), verb) > 20
 
 
 def killed_del_and_then_the_namespace_goes(pod) -> None:
