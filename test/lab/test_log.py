@@ -28,7 +28,8 @@ def node(node) -> LightNode:
 
 
 def add(node: LightNode, fails: bool = False, **keys) -> Answer:
-    answer = node.call("ADD", network(RESULT, **keys), **ATTACHMENT, ARGS=f"K8S_POD_NAMESPACE={'web' if fails else 'shop'};K8S_POD_NAME=p-1")
+    args = f"K8S_POD_NAMESPACE={'web' if fails else 'shop'};K8S_POD_NAME=p-1"
+    answer = node.call("ADD", network(RESULT, **keys), **ATTACHMENT, ARGS=args)
     assert (answer.code != 0) == fails, answer
     assert answer.json["code"] == 103 if fails else answer.json == RESULT, answer
     return answer
@@ -118,7 +119,8 @@ def test_lines_of_many_at_once_stay_whole(node):
 
 @pytest.mark.parametrize("setup", [
     pytest.param(setup, id=f"CNI-66 {name}") for name, setup in [
-        ("a folder", f"mkdir -p {FILE}"), ("below a file", "echo >/run/log"), ("read-only", "mkdir /run/log; mount -t tmpfs -o ro none /run/log"),
+        ("a folder", f"mkdir -p {FILE}"), ("below a file", "echo >/run/log"),
+        ("read-only", "mkdir /run/log; mount -t tmpfs -o ro none /run/log"),
         ("full", "mkdir /run/log; mount -t tmpfs -o size=4k none /run/log; head -c 4096 /dev/zero >/run/log/x"),
         ("a pipe without reader", f"mkdir /run/log; mkfifo {FILE}"), ("a device", f"mkdir /run/log; ln -s /dev/full {FILE}"),
         ("a loop", f"mkdir /run/log; ln -s {Path(FILE).name} {FILE}"), ("a long name", "mkdir /run/log")]])

@@ -13,8 +13,8 @@ from inside import PINS, RUN, Stepper, inside
 from light_node import PLUGIN, network
 
 CLOEXEC, AF_NETLINK = 0o2000000, 16
-NAMES = {"x86_64": {2: "open", 41: "socket", 42: "connect", 53: "socketpair", 56: "clone", 57: "fork", 58: "vfork", 59: "execve", 257: "openat",
-                    22: "pipe", 32: "dup", 33: "dup2", 85: "creat", 435: "clone3", 437: "openat2"},
+NAMES = {"x86_64": {2: "open", 22: "pipe", 32: "dup", 33: "dup2", 41: "socket", 42: "connect", 53: "socketpair", 56: "clone", 57: "fork",
+                    58: "vfork", 59: "execve", 85: "creat", 257: "openat", 435: "clone3", 437: "openat2"},
          "aarch64": {56: "openat", 198: "socket", 199: "socketpair", 203: "connect", 220: "clone", 221: "execve", 23: "dup", 435: "clone3",
                      437: "openat2"}}[os.uname().machine]
 
