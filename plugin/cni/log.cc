@@ -116,9 +116,9 @@ void log_call(const LogSettings& settings, const Request& request, const Error* 
     log.set_pattern("%Y-%m-%dT%H:%M:%S.%e%z egressclass[%P] %l: %v");
     const Pod pod = pod_of(request);
     const double ms = std::chrono::duration<double, std::milli>(took).count();
-    log.log(severity, "{} {} network={} container={} ifname={} pod={}/{} ms={:.1f}{}", verb_name(request.verb),
-            error != nullptr ? "failed" : "ok", request.network, request.container_id, request.ifname,
-            printable(pod.name_space), printable(pod.name), ms,
+    log.log(severity, "{} {} network={} container={} ifname={} pod={}/{} annotations={} ms={:.1f}{}",
+            verb_name(request.verb), error != nullptr ? "failed" : "ok", request.network, request.container_id,
+            request.ifname, printable(pod.name_space), printable(pod.name), request.annotations() ? "sent" : "none", ms,
             error != nullptr
                 ? " code=" + std::to_string(error->code) + " " + one_line(error->msg + ": " + error->details)
                 : "");

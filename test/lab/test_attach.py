@@ -61,6 +61,8 @@ SHAPES = {
     "ptp": result([{"name": DECOY, "mac": MAC}, inner()], [{"version": "4", "address": POD, "interface": 1}], "0.4.0"),
     "flannel": result([{"name": "cni0"}, {"name": DECOY}, inner()], [{"version": "4", "address": POD, "interface": 2}], "0.3.1"),
     "Calico": result([{"name": DECOY, "mac": "ee:ee:ee:ee:ee:ee"}], [{"address": "10.244.0.5/32"}]),
+    "Cilium": result([{"name": DECOY, "mac": MAC}, inner(mtu=1500)], [{"address": "10.244.0.5/32", "gateway": "10.244.0.9", "interface": 1}],
+                     "1.1.0"),
     "kindnet": result([{"name": DECOY}, inner()], [{"version": "4", "address": POD, "interface": 1}], "0.3.1"),
     "AWS VPC CNI with its fake interface": result(
         [{"name": DECOY, "mac": MAC, "sandbox": ""}, inner(mac="254"), {"name": "dummy5f0a", "mac": "0", "sandbox": "0"}],

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from light_node import BOTH, ENVIRONMENT, PLUGIN, Answer, LightNode, network
+from light_node import ANNOTATIONS, BOTH, ENVIRONMENT, PLUGIN, Answer, LightNode, network
 
 RESULT = {"cniVersion": "1.0.0", "ips": []}
 ATTACHMENT = {"CONTAINERID": "c1", "NETNS": "/run/netns/p", "IFNAME": "eth0"}
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d egressclass\[\d+\] (info|error): "
-                  r"(\w+) (ok|failed) network=lab container=c1 ifname=eth0 pod=(\S*)/(\S*) ms=\d+\.\d( code=(\d+) .+)?\n")
+                  r"(\w+) (ok|failed) network=lab container=c1 ifname=eth0 pod=(\S*)/(\S*) annotations=(?:none|sent) ms=\d+\.\d( code=(\d+) .+)?\n")
 FILE = "/run/log/plugin.log"
 LIMIT = 8 << 20
 
@@ -93,6 +93,13 @@ def test_every_verb_has_its_line(node):
         node.call(verb, network(RESULT, version, **keys), **ATTACHMENT)
     lines = in_file(node).splitlines()
     assert [line.split()[3:5] for line in lines] == [["ADD", "ok"], ["CHECK", "ok"], ["DEL", "ok"], ["GC", "ok"], ["STATUS", "failed"]]
+
+
+def test_runtime_that_sends_no_annotations_can_be_told_by_the_log(node):
+    """CNI-54: a pod's class may be missing for that."""
+    for runtime, said in (({}, "none"), ({"runtimeConfig": {}}, "none"), ({"runtimeConfig": {ANNOTATIONS: {}}}, "sent"),
+                          ({"runtimeConfig": {ANNOTATIONS: {"a": "b"}}}, "sent")):
+        assert f" annotations={said} " in add(node, logLevel="info", **runtime).err
 
 
 def test_file_is_private_appended_to_and_bounded(node):
