@@ -112,10 +112,6 @@ echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
         finish(Process(["nsenter", "-t", str(host.pid), "-n", "--", "sh", "-ec", "\n".join(script)], stdout=-1, stderr=-1, text=True),
                30, True)
 
-    def own_expedited(self) -> None:
-        """A file in the place of the setting for RCU's grace periods, which is the whole machine's."""
-        self.run("echo 0 >/run/expedited; mount --bind /run/expedited /sys/kernel/rcu_expedited")
-
     # --- pods
 
     def make_pod(self, name: str, number: int, *, ifname: str = "eth0", namespace: str = "web", index: int | None = None,

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from inside import (PINS, RUN, Kernel, Stepper, call, ctl, expedited, ifindex_of, inside, ip, is_up, left_on, lock_is_free, points,
-                    programs, shell, succeed)
+from inside import (PINS, RUN, Kernel, Stepper, call, ctl, expedited, ifindex_of, inside, ip, is_up, left_on, lock_is_free,
+                    own_expedited, points, programs, shell, succeed)
 from light_node import WEB, configuration, egress_class
 
 
@@ -112,7 +112,7 @@ def kill_everywhere(pod, verb: str, recover) -> int:
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])
 def test_cni_37_58_the_plugin_killed_at_every_system_call(applied, verb, recover):
     """CNI-37, CNI-58"""
-    applied.own_expedited()
+    own_expedited(applied)
     assert inside(applied, kill_everywhere, applied.make_pod("p", 5), verb, recover) > 40
 
 
@@ -137,7 +137,7 @@ def kill_reader(pod, verb: str) -> int:
 @pytest.mark.parametrize("verb", ["CHECK", "STATUS"])
 def test_cni_41_49_a_verb_that_only_reads_killed_at_every_system_call(applied, verb):
     """CNI-41, CNI-49: no step of it changes anything, and no lock of it stays."""
-    applied.own_expedited()
+    own_expedited(applied)
     assert inside(applied, kill_reader, applied.make_pod("p", 5), verb) > 20
 
 

@@ -2,19 +2,17 @@
 """ADD and DEL expedite the kernel's grace periods while they attach and detach, and leave the setting as they found it. (CNI-56, 58, 60)
 
 The setting is the whole machine's, so each node here has a file of its own in its place."""
-from pathlib import Path
-
 import pytest
-from inside import BPF, RUN, Stepper, ctl, expedited, inside, succeed
+from inside import BPF, EXPEDITED as SETTING, RUN, Stepper, ctl, expedited, inside, own_expedited, succeed
 from tcx import LINK_CREATE
 
 LINK_DETACH = 34
-SETTING, MARKER = Path("/sys/kernel/rcu_expedited"), RUN / "expedited"
+MARKER = RUN / "expedited"
 
 
 @pytest.fixture
 def node(applied):
-    applied.own_expedited()
+    own_expedited(applied)
     return applied
 
 
