@@ -20,8 +20,8 @@ struct LogSettings {
 /// A value that is none of the above is an error (kUnsupportedField) with key and value.
 Result<LogSettings> log_settings(const Json& config);
 
-/// What happened, with what it was about, how long it took, and whether the runtime sends annotations (old ones do not).
-/// A log that cannot be written is none of the caller's business: never fails.
+/// What happened, with what it was about, how long it took, and whether the runtime sends annotations (old ones do
+/// not). A log that cannot be written is none of the caller's business: never fails.
 void log_call(const LogSettings& settings, const Request& request, const Error* error,
               std::chrono::steady_clock::duration took) noexcept;
 
