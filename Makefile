@@ -34,7 +34,8 @@ PROTOCOL := plugin/cni/protocol.cc plugin/cni/result.cc
 POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc expedite.cc host_veth.cc netlink.cc pod_datapath.cc)
 NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
 CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
-CTL      := $(wildcard plugin/ctl/*.cc)
+BOOT     := $(wildcard plugin/bootstrap/*.cc)
+CTL      := $(wildcard plugin/ctl/*.cc) $(BOOT)
 
 objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
@@ -91,7 +92,7 @@ $(B)/san/%.o: %.cc
 
 $(call sanitized,$(BPF_TESTS) $(NODE)): $(SKELETON)
 
-$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL))
+$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT))
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -pthread

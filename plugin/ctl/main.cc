@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "core/config.h"
+#include "ctl/cni.h"
 #include "ctl/commands.h"
 
 namespace egressclass::ctl {
@@ -39,6 +40,8 @@ int run(int argc, char** argv) {
 
   app.add_subcommand("down", "remove everything of ours from this node; pods with a class that still run stay closed")
       ->callback([&] { result = ctl::down(); });
+
+  ctl::add_cni_commands(app, &result);
 
   CLI11_PARSE(app, argc, argv);
   return result;

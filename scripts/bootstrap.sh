@@ -1,0 +1,452 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Makes the container runtime of a node call the plugin, and keeps it so. A reconciler: run it at any time, any number of times. Killed or
+# without power at any moment it leaves the old state or the new one, and pods start in both.
+#
+# This file decides; `egressctl cni` does what is done to files. Needed besides: bash, coreutils and sed.
+set -euo pipefail
+export LC_ALL=C
+
+usage() {
+  cat <<'END'
+bootstrap.sh install|uninstall|status|watch [OPTIONS]
+
+  install      the plugin into the runtime's folder, then its entry into the network that pods get
+  uninstall    the entry out of every network; the plugin stays for pods that are still to be removed
+  status       whether both are there, as this version wants them, and which pods came up without
+  watch        install, and again whenever somebody undoes it; waits for the primary CNI without end
+
+  --way WAY         edit: in the primary CNI's list (default; a single plugin's .conf is always done by `own`)
+                    own: in a copy of that list which the runtime finds first, and which stays when the primary's is rewritten
+                    drop-in: NET.D/NETWORK/50-egressclass.conf (containerd 2.1, CRI-O 1.33, or newer)
+                    auto: the way that is there already
+  --entry FILE      the entry (default: /etc/egressclass/entry.json if there is one)
+  --plugin FILE     the plugin to install
+  --conf-dir DIR    the runtime's net.d and its folder of plugins (default: asked of the runtime's configuration, else what
+  --bin-dir DIR     is usual on this platform)
+  --runtime NAME    containerd or crio: whose rules say which network pods get
+  --root DIR        the node's file system, when that is not /
+  --wait SECONDS    install: how long to wait for the primary CNI's file (default: 60)
+  --give-up N       watch: stop when the entry was taken out N times within a minute (default: 8)
+  --purge           uninstall: the plugin too, unless running pods were made with it
+  --dry-run         show what would change, as a diff, and change nothing
+  --json            for machines: one object; of watch, one in each line
+
+Each option has a variable, EGRESSCLASS_CONF_DIR for --conf-dir.
+Exit codes: 0 done, or all as it should be; 1 failed; 2 refused, or called wrongly; 3 the primary CNI has written no network yet;
+4 the runtime cannot load what it has written; 5 status: something is not as it should be; 6 status: not installed;
+7 watch: somebody keeps taking the entry out.
+END
+}
+
+readonly REFUSED=2 NO_NETWORK=3 BROKEN=4 STALE=5 ABSENT=6 FOUGHT=7
+here=$(dirname "$(readlink -f "$0")")
+
+way=${EGRESSCLASS_WAY:-auto}
+entry=${EGRESSCLASS_ENTRY:-}
+plugin=${EGRESSCLASS_PLUGIN:-}
+conf_dir=${EGRESSCLASS_CONF_DIR:-}
+bin_dir=${EGRESSCLASS_BIN_DIR:-}
+runtime=${EGRESSCLASS_RUNTIME:-}
+root=${EGRESSCLASS_ROOT:-}
+patience=${EGRESSCLASS_WAIT:-60}
+give_up=${EGRESSCLASS_GIVE_UP:-8}
+purge=${EGRESSCLASS_PURGE:-}
+dry_run=${EGRESSCLASS_DRY_RUN:-}
+json=${EGRESSCLASS_JSON:-}
+
+# --- what is said ------------------------------------------------------------------------------------------------------
+
+notes=()
+problem=
+
+json_string() {
+  local text=$1
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  text=${text//$'\t'/\\t}
+  printf '"%s"' "${text//[[:cntrl:]]/?}"
+}
+
+json_list() {
+  local item comma=
+  for item; do
+    printf '%s%s' "$comma" "$(json_string "$item")"
+    comma=,
+  done
+}
+
+# Something was done, or is waited for. A message may have many lines.
+note() {
+  if [ -z "$json" ]; then
+    printf '%s\n' "$1"
+  elif [ "$command" = watch ]; then
+    printf '{"message":%s}\n' "$(json_string "$1")"
+  else
+    notes+=("$1")
+  fi
+}
+
+# die CODE MESSAGE
+die() {
+  problem=$2
+  [ -n "$json" ] || printf 'bootstrap: %s\n' "$2" >&2
+  exit "$1"
+}
+
+finish() {
+  local code=$?
+  [ -z "${EVENTS_PID:-}" ] || kill "$EVENTS_PID" 2>/dev/null || true
+  [ -n "$json" ] && [ "$command" != status ] || return 0
+  printf '{"command":"%s","code":%d,"dryRun":%s,"did":[%s],"problem":%s}\n' "$command" "$code" \
+    "$([ -n "$dry_run" ] && echo true || echo false)" "$(json_list "${notes[@]}")" \
+    "$([ -n "$problem" ] && json_string "$problem" || echo null)"
+}
+
+# --- where things are --------------------------------------------------------------------------------------------------
+
+# The first of the files that is there.
+first_file() {
+  local file
+  for file; do
+    [ -f "$file" ] && printf '%s' "$file" && return
+  done
+  return 1
+}
+
+# The (first) text that a key has in TOML files; of several files the last one that has the key counts.
+toml_text() {
+  local key=$1 text
+  shift
+  text=$(sed 's/^[[:space:]]*#.*//' "$@" 2>/dev/null | tr '\n' ' ') || true
+  [[ " $text" =~ .*[[:space:]]$key[[:space:]]*=[[:space:]]*\[?[[:space:]]*[\"\']([^\"\'$]+)[\"\'] ]] && printf '%s' "${BASH_REMATCH[1]}"
+}
+
+find_runtime() {
+  if [ -n "$runtime" ]; then
+    [[ $runtime = containerd || $runtime = crio ]] || die $REFUSED "--runtime is containerd or crio, and not '$runtime'"
+  elif [ -S "$root/run/crio/crio.sock" ] || { [ -d "$root/etc/crio" ] && [ ! -S "$root/run/containerd/containerd.sock" ]; }; then
+    runtime=crio
+  else
+    runtime=containerd
+  fi
+}
+
+ask_configuration() {
+  local rancher=$root/var/lib/rancher files
+  if [ $runtime = crio ]; then
+    files=("$root/etc/crio/crio.conf" "$root"/etc/crio/crio.conf.d/*)
+    configured_conf=$(toml_text network_dir "${files[@]}") || configured_conf=
+    configured_bin=$(toml_text plugin_dirs "${files[@]}") || configured_bin=
+  else
+    files=("$(first_file "$rancher/k3s/agent/etc/containerd/config.toml" "$rancher/rke2/agent/etc/containerd/config.toml" \
+      "$root/etc/containerd/config.toml")") || files=()
+    configured_conf=$(toml_text conf_dir "${files[@]}" </dev/null) || configured_conf=
+    configured_bin=$(toml_text 'bin_dirs?' "${files[@]}" </dev/null) || configured_bin=
+  fi
+}
+
+# Where platforms have their folders: conf_dir, bin_dir. Which platform it is says the first conf_dir that exists.
+PLATFORMS='
+/var/lib/rancher/k3s/agent/etc/cni/net.d /var/lib/rancher/k3s/data/cni
+/var/snap/microk8s/current/args/cni-network /var/snap/microk8s/current/opt/cni/bin
+/etc/cni/multus/net.d /var/lib/cni/bin
+/etc/cni/net.mk /opt/cni/bin
+/etc/cni/net.d /opt/cni/bin'
+
+know_platform() {
+  local conf bin
+  while read -r conf bin; do
+    [ -n "$conf" ] && [ -d "$root$conf" ] && break
+  done <<<"$PLATFORMS"
+  usual_conf=${conf:-/etc/cni/net.d}
+  usual_bin=${bin:-/opt/cni/bin}
+}
+
+find_folders() {
+  local configured_conf configured_bin usual_conf usual_bin
+  ask_configuration
+  know_platform
+  conf_dir=$root${conf_dir:-${configured_conf:-$usual_conf}}
+  bin_dir=$root${bin_dir:-${configured_bin:-$usual_bin}}
+}
+
+find_files() {
+  local name
+  egressctl=$(first_file "$here/egressctl" "$here/../build/egressctl") || egressctl=$(type -P egressctl) ||
+    die 1 "egressctl is neither beside this script nor in PATH"
+  plugin=${plugin:-$(first_file "$here/../libexec/egressclass/egressclass" "$here/../build/egressclass" || true)}
+  [ -f "$plugin" ] || die 1 "there is no plugin to install: build it, or name it with --plugin"
+  entry=${entry:-$(first_file "$root/etc/egressclass/entry.json" || true)}
+  cache=$root/var/lib/cni/results
+  name=$(printf '%s' "$conf_dir$bin_dir" | tr -d '[:cntrl:]')
+  [ "$name" = "$conf_dir$bin_dir" ] || die $REFUSED "a folder's name has control characters"
+}
+
+# --- may it be done? ---------------------------------------------------------------------------------------------------
+
+call_plugin() {
+  local file=$1 verb=$2
+  env -i "CNI_COMMAND=$verb" "CNI_PATH=$bin_dir" "$file"
+}
+
+# A plugin that does not run, or an entry that it would refuse, keeps every pod from starting.
+check_plugin() {
+  local request answer
+  versions=$(call_plugin "$plugin" VERSION </dev/null 2>&1) || die $REFUSED "$plugin does not run on this machine: $versions"
+  request=$("$egressctl" cni entry ${entry:+--entry "$entry"} 2>&1) || die $REFUSED "$request"
+  answer=$(call_plugin "$plugin" STATUS <<<"$request" 2>/dev/null) && return
+  # From 50 on it is the node that is not ready, and not the entry that is wrong.
+  [[ $answer =~ \"code\":([0-9]+) ]] && ((BASH_REMATCH[1] >= 50)) || die $REFUSED "the plugin refuses the entry: $answer"
+}
+
+# check_version NAME MAJOR MINOR: of a runtime that can be asked
+check_version() {
+  local said
+  if [ -n "$root" ] || ! said=$("$1" --version 2>/dev/null) || [[ ! $said =~ ([0-9]+)\.([0-9]+) ]]; then
+    note "cannot tell the version of $1: make sure that it is $2.$3 or newer, or the plugin is never called"
+  elif ((BASH_REMATCH[1] * 1000 + BASH_REMATCH[2] < $2 * 1000 + $3)); then
+    die $REFUSED "$1 ${BASH_REMATCH[1]}.${BASH_REMATCH[2]} does not look for drop-ins, $2.$3 is the first that does: use another --way"
+  fi
+}
+
+check_way() {
+  [[ $way =~ ^(auto|edit|own|drop-in)$ ]] || die $REFUSED "--way is auto, edit, own or drop-in, and not '$way'"
+  [ "$way" = drop-in ] || return 0
+  if [ $runtime = crio ]; then check_version crio 1 33; else check_version containerd 2 1; fi
+}
+
+# --- the two steps -----------------------------------------------------------------------------------------------------
+
+target() { printf '%s/egressclass' "$bin_dir"; }
+
+same_plugin() { cmp -s "$plugin" "$(target)" && [ -x "$(target)" ]; }
+
+# Sets `said` to what was done; nothing when all was well.
+place_plugin() {
+  said=
+  if [ -n "$dry_run" ]; then
+    same_plugin || said="Files $(target) and $plugin differ"
+    return 0
+  fi
+  said=$(mkdir -p "$bin_dir" 2>&1 && "$egressctl" cni plugin "$plugin" "$(target)" 2>&1) || return
+  [ -z "$said" ] || call_plugin "$(target)" VERSION </dev/null >/dev/null 2>&1 || {
+    said="$(target) is in place, but does not run there: is the file system mounted noexec?"
+    return $REFUSED
+  }
+}
+
+place_entry() {
+  said=$("$egressctl" cni install --folder "$conf_dir" --runtime "$runtime" --way "$way" ${entry:+--entry "$entry"} \
+    --plugin-versions "$versions" ${dry_run:+--dry-run} 2>&1)
+}
+
+# An entry whose plugin is not there would keep pods from starting: hence this order, and the reverse in uninstall.
+install_plugin() {
+  place_plugin || die $? "$said"
+  [ -z "$said" ] || note "$said"
+}
+
+install_entry() {
+  local code deadline=$((SECONDS + patience))
+  while true; do
+    code=0
+    place_entry || code=$?
+    [[ $code = "$NO_NETWORK" || $code = "$BROKEN" ]] && ((SECONDS < deadline)) && [ -z "$dry_run" ] || break
+    sleep 0.2
+  done
+  ((code == 0)) || die $code "${said#egressctl: }"
+  [ -z "$said" ] || note "$said"
+}
+
+# --- commands ----------------------------------------------------------------------------------------------------------
+
+run_install() {
+  check_way
+  check_plugin
+  install_plugin
+  install_entry
+}
+
+run_uninstall() {
+  local said code=0
+  said=$("$egressctl" cni uninstall --folder "$conf_dir" --runtime "$runtime" ${dry_run:+--dry-run} 2>&1) || code=$?
+  ((code == 0)) || die $code "${said#egressctl: }"
+  [ -z "$said" ] || note "$said"
+  if [ -n "$purge" ]; then remove_plugin; fi
+}
+
+remove_plugin() {
+  local pods
+  [ -e "$(target)" ] || return 0
+  pods=$(status_of_entry --json) || true
+  [[ $pods == *'"podsWith":[]'* ]] ||
+    die $REFUSED "the entry is out, but $(target) stays: running pods were made with it, and CRI-O calls it when they end (\`status --json\` names them)"
+  if [ -n "$dry_run" ]; then
+    note "Only in $bin_dir: egressclass"
+    return
+  fi
+  sleep 2 # the runtime needs a moment to see that the entry is gone, and pods that start in it call the plugin
+  said=$(rm -f "$(target)" 2>&1 && sync "$bin_dir" 2>&1) || die 1 "$said"
+  note "removed $(target)"
+}
+
+status_of_entry() {
+  "$egressctl" cni status --folder "$conf_dir" --runtime "$runtime" --way "$way" ${entry:+--entry "$entry"} \
+    --plugin-versions "${versions:-}" --cache "$cache" --root "$root" "$@"
+}
+
+state_of_plugin() {
+  if [ ! -e "$(target)" ]; then echo missing; elif same_plugin; then echo current; else echo stale; fi
+}
+
+# status_code PLUGIN-STATE CODE-OF-ENTRY TEXT
+status_code() {
+  case $1,$2 in
+    current,0) [[ $3 == *started\ without* ]] && echo $STALE || echo 0 ;;
+    *,0) echo $STALE ;;
+    *) echo "$2" ;;
+  esac
+}
+
+run_status() {
+  local state text code=0
+  versions=$(call_plugin "$plugin" VERSION </dev/null 2>&1) || die $REFUSED "$plugin does not run on this machine: $versions"
+  state=$(state_of_plugin)
+  text=$(status_of_entry 2>&1) || code=$?
+  code=$(status_code "$state" "$code" "$text")
+  if [ -n "$json" ]; then
+    printf '{"code":%d,"plugin":{"file":%s,"state":"%s"},"conflist":%s}\n' "$code" "$(json_string "$(target)")" "$state" \
+      "$(status_of_entry --json 2>/dev/null || true)"
+  else
+    printf 'plugin    %s: %s\n%s\n' "$(target)" "$state" "$text"
+  fi
+  exit "$code"
+}
+
+# --- watch -------------------------------------------------------------------------------------------------------------
+
+# Before the first look at the folders: what changes after it is not missed.
+start_watching() {
+  local line
+  coproc EVENTS { exec "$egressctl" cni watch "$conf_dir" "$bin_dir"; }
+  read -r -t 10 -u "${EVENTS[0]}" line && [ "$line" = ready ] || die 1 "cannot watch $conf_dir"
+}
+
+# Or half a minute, for whatever no event tells of.
+await_change() {
+  local code=0
+  read -r -t 30 -u "${EVENTS[0]}" || code=$?
+  ((code == 0 || code > 128)) || die 1 "the watch on $conf_dir ended"
+}
+
+# Says a state that lasts once.
+note_once() {
+  [ "$1" = "${last_note:-}" ] || note "$1"
+  last_note=$1
+}
+
+reconcile() {
+  local code=0 done_so_far
+  place_plugin || code=$?
+  done_so_far=$said
+  if ((code == 0)); then
+    place_entry || code=$?
+    [ -z "$done_so_far" ] || [ $code != 0 ] || said=$done_so_far${said:+$'\n'$said}
+  fi
+  return $code
+}
+
+# Everybody who undoes it is answered, later and later; who does not give up is named, and left alone. Sets `pause`.
+count_fight() {
+  local now=$SECONDS time kept=()
+  for time in "${undone[@]}" "$now"; do
+    ((now - time >= 60)) || kept+=("$time")
+  done
+  undone=("${kept[@]}")
+  if ((${#undone[@]} >= give_up)); then
+    die $FOUGHT "somebody keeps undoing this (${#undone[@]} times within a minute): another agent takes care of $conf_dir.$(
+      hint_at_rival) Pods start without the plugin from now on"
+  fi
+  pause=$((${#undone[@]} < 2 ? 0 : 1 << (${#undone[@]} - 2)))
+  pause=$((pause < 25 ? pause : 25))
+}
+
+hint_at_rival() {
+  compgen -G "$conf_dir/*cilium*" >/dev/null || return 0
+  printf ' Cilium is here: set cni.exclusive=false.'
+}
+
+run_watch() {
+  local code pause undone=() installed=
+  check_way
+  check_plugin
+  start_watching
+  trap 'exit 0' TERM INT # an end of the watch is no uninstall
+  while true; do
+    code=0 pause=0
+    reconcile || code=$?
+    if ((code != 0)); then
+      note_once "${said#egressctl: }"
+    else
+      if [ -n "$said" ]; then
+        last_note=
+        note "$said"
+        [ -z "$installed" ] || count_fight
+      fi
+      [ -n "$installed" ] || note "installed; watching $conf_dir and $bin_dir"
+      installed=yes
+    fi
+    ((pause == 0)) || sleep "$((pause / 5)).$((pause % 5 * 2))"
+    await_change
+  done
+}
+
+# --- the command line --------------------------------------------------------------------------------------------------
+
+is_number() { [[ $1 =~ ^[0-9]{1,6}$ ]]; }
+
+parse() {
+  command=
+  while (($# > 0)); do
+    case $1 in
+      --dry-run) dry_run=yes ;;
+      --json) json=yes ;;
+      --purge) purge=yes ;;
+      -h | --help) usage && exit ;;
+      --way | --entry | --plugin | --conf-dir | --bin-dir | --runtime | --root | --wait | --give-up)
+        (($# > 1)) || die $REFUSED "$1 needs a value"
+        case $1 in
+          --way) way=$2 ;;
+          --entry) entry=$2 ;;
+          --plugin) plugin=$2 ;;
+          --conf-dir) conf_dir=$2 ;;
+          --bin-dir) bin_dir=$2 ;;
+          --runtime) runtime=$2 ;;
+          --root) root=${2%/} ;;
+          --wait) patience=$2 ;;
+          --give-up) give_up=$2 ;;
+        esac
+        shift
+        ;;
+      install | uninstall | status | watch)
+        [ -z "$command" ] || die $REFUSED "one command at a time: $command, or $1?"
+        command=$1
+        ;;
+      *) die $REFUSED "what is '$1'? --help shows the commands and options" ;;
+    esac
+    shift
+  done
+  [ -n "$command" ] || die $REFUSED "which command? --help shows them"
+  is_number "$patience" && is_number "$give_up" || die $REFUSED "--wait and --give-up are numbers"
+  [ "$command" != watch ] || [ -z "$dry_run" ] || die $REFUSED "watch makes changes: there is no --dry-run of it"
+}
+
+command=
+trap finish EXIT
+parse "$@"
+find_runtime
+find_folders
+find_files
+"run_$command"
