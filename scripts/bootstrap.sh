@@ -3,7 +3,7 @@
 # Makes the container runtime of a node call the plugin, and keeps it so. A reconciler: run it at any time, any number of times. Killed or
 # without power at any moment it leaves the old state or the new one, and pods start in both.
 #
-# This file decides; `egressctl cni` does what is done to files. Needed besides: bash, coreutils and sed.
+# This file decides; `egressctl cni` does what is done to files. Needed besides: bash, coreutils, diffutils and sed.
 set -euo pipefail
 export LC_ALL=C
 
@@ -39,7 +39,7 @@ Exit codes: 0 done, or all as it should be; 1 failed; 2 refused, or called wrong
 END
 }
 
-readonly REFUSED=2 NO_NETWORK=3 BROKEN=4 STALE=5 ABSENT=6 FOUGHT=7
+readonly REFUSED=2 NO_NETWORK=3 BROKEN=4 STALE=5 FOUGHT=7     # 5 and 6 of an entry are egressctl's
 here=$(dirname "$(readlink -f "$0")")
 
 way=${EGRESSCLASS_WAY:-auto}
@@ -98,7 +98,7 @@ die() {
 finish() {
   local code=$?
   [ -z "${EVENTS_PID:-}" ] || kill "$EVENTS_PID" 2>/dev/null || true
-  [ -n "$json" ] && [ "$command" != status ] || return 0
+  [ -n "$json" ] && [ -z "${reported:-}" ] || return 0
   printf '{"command":"%s","code":%d,"dryRun":%s,"did":[%s],"problem":%s}\n' "$command" "$code" \
     "$([ -n "$dry_run" ] && echo true || echo false)" "$(json_list "${notes[@]}")" \
     "$([ -n "$problem" ] && json_string "$problem" || echo null)"
@@ -120,7 +120,8 @@ toml_text() {
   local key=$1 text
   shift
   text=$(sed 's/^[[:space:]]*#.*//' "$@" 2>/dev/null | tr '\n' ' ') || true
-  [[ " $text" =~ .*[[:space:]]$key[[:space:]]*=[[:space:]]*\[?[[:space:]]*[\"\']([^\"\'$]+)[\"\'] ]] && printf '%s' "${BASH_REMATCH[1]}"
+  # a value with a variable in it (microk8s) is not for us to resolve
+  [[ " $text" =~ .*[[:space:]]${key}[[:space:]]*=[[:space:]]*\[?[[:space:]]*[\"\']([^\"\'$]+)[\"\'] ]] && printf '%s' "${BASH_REMATCH[1]}"
 }
 
 find_runtime() {
@@ -135,7 +136,7 @@ find_runtime() {
 
 ask_configuration() {
   local rancher=$root/var/lib/rancher files
-  if [ $runtime = crio ]; then
+  if [ "$runtime" = crio ]; then
     files=("$root/etc/crio/crio.conf" "$root"/etc/crio/crio.conf.d/*)
     configured_conf=$(toml_text network_dir "${files[@]}") || configured_conf=
     configured_bin=$(toml_text plugin_dirs "${files[@]}") || configured_bin=
@@ -173,15 +174,12 @@ find_folders() {
 }
 
 find_files() {
-  local name
   egressctl=$(first_file "$here/egressctl" "$here/../build/egressctl") || egressctl=$(type -P egressctl) ||
     die 1 "egressctl is neither beside this script nor in PATH"
   plugin=${plugin:-$(first_file "$here/../libexec/egressclass/egressclass" "$here/../build/egressclass" || true)}
-  [ -f "$plugin" ] || die 1 "there is no plugin to install: build it, or name it with --plugin"
+  [ -f "$plugin" ] || [ "$command" = uninstall ] || die 1 "there is no plugin to install: build it, or name it with --plugin"
   entry=${entry:-$(first_file "$root/etc/egressclass/entry.json" || true)}
   cache=$root/var/lib/cni/results
-  name=$(printf '%s' "$conf_dir$bin_dir" | tr -d '[:cntrl:]')
-  [ "$name" = "$conf_dir$bin_dir" ] || die $REFUSED "a folder's name has control characters"
 }
 
 # --- may it be done? ---------------------------------------------------------------------------------------------------
@@ -198,7 +196,9 @@ check_plugin() {
   request=$("$egressctl" cni entry ${entry:+--entry "$entry"} 2>&1) || die $REFUSED "$request"
   answer=$(call_plugin "$plugin" STATUS <<<"$request" 2>/dev/null) && return
   # From 50 on it is the node that is not ready, and not the entry that is wrong.
-  [[ $answer =~ \"code\":([0-9]+) ]] && ((BASH_REMATCH[1] >= 50)) || die $REFUSED "the plugin refuses the entry: $answer"
+  if [[ ! $answer =~ \"code\":([0-9]+) ]] || ((BASH_REMATCH[1] < 50)); then
+    die $REFUSED "the plugin refuses the entry: $answer"
+  fi
 }
 
 # check_version NAME MAJOR MINOR: of a runtime that can be asked
@@ -214,7 +214,7 @@ check_version() {
 check_way() {
   [[ $way =~ ^(auto|edit|own|drop-in)$ ]] || die $REFUSED "--way is auto, edit, own or drop-in, and not '$way'"
   [ "$way" = drop-in ] || return 0
-  if [ $runtime = crio ]; then check_version crio 1 33; else check_version containerd 2 1; fi
+  if [ "$runtime" = crio ]; then check_version crio 1 33; else check_version containerd 2 1; fi
 }
 
 # --- the two steps -----------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ install_entry() {
   while true; do
     code=0
     place_entry || code=$?
-    [[ $code = "$NO_NETWORK" || $code = "$BROKEN" ]] && ((SECONDS < deadline)) && [ -z "$dry_run" ] || break
+    if [[ $code != "$NO_NETWORK" && $code != "$BROKEN" ]] || ((SECONDS >= deadline)) || [ -n "$dry_run" ]; then break; fi
     sleep 0.2
   done
   ((code == 0)) || die $code "${said#egressctl: }"
@@ -301,22 +301,14 @@ state_of_plugin() {
   if [ ! -e "$(target)" ]; then echo missing; elif same_plugin; then echo current; else echo stale; fi
 }
 
-# status_code PLUGIN-STATE CODE-OF-ENTRY TEXT
-status_code() {
-  case $1,$2 in
-    current,0) [[ $3 == *started\ without* ]] && echo $STALE || echo 0 ;;
-    *,0) echo $STALE ;;
-    *) echo "$2" ;;
-  esac
-}
-
 run_status() {
   local state text code=0
   versions=$(call_plugin "$plugin" VERSION </dev/null 2>&1) || die $REFUSED "$plugin does not run on this machine: $versions"
   state=$(state_of_plugin)
   text=$(status_of_entry 2>&1) || code=$?
-  code=$(status_code "$state" "$code" "$text")
+  [ $code != 0 ] || [ "$state" = current ] || code=$STALE
   if [ -n "$json" ]; then
+    reported=yes
     printf '{"code":%d,"plugin":{"file":%s,"state":"%s"},"conflist":%s}\n' "$code" "$(json_string "$(target)")" "$state" \
       "$(status_of_entry --json 2>/dev/null || true)"
   else
@@ -331,7 +323,8 @@ run_status() {
 start_watching() {
   local line
   coproc EVENTS { exec "$egressctl" cni watch "$conf_dir" "$bin_dir"; }
-  read -r -t 10 -u "${EVENTS[0]}" line && [ "$line" = ready ] || die 1 "cannot watch $conf_dir"
+  read -r -t 10 -u "${EVENTS[0]}" line || line=
+  [ "$line" = ready ] || die 1 "cannot watch $conf_dir"
 }
 
 # Or half a minute, for whatever no event tells of.
@@ -358,6 +351,8 @@ reconcile() {
   return $code
 }
 
+readonly BACK_OFF=(0 0 0.2 0.4 0.8 1.6 3.2 5)
+
 # Everybody who undoes it is answered, later and later; who does not give up is named, and left alone. Sets `pause`.
 count_fight() {
   local now=$SECONDS time kept=()
@@ -366,11 +361,10 @@ count_fight() {
   done
   undone=("${kept[@]}")
   if ((${#undone[@]} >= give_up)); then
-    die $FOUGHT "somebody keeps undoing this (${#undone[@]} times within a minute): another agent takes care of $conf_dir.$(
-      hint_at_rival) Pods start without the plugin from now on"
+    die $FOUGHT "somebody keeps undoing this, ${#undone[@]} times within a minute: another agent takes care of $conf_dir.$(
+      hint_at_rival) This watch stops; the next time, pods start without the plugin"
   fi
-  pause=$((${#undone[@]} < 2 ? 0 : 1 << (${#undone[@]} - 2)))
-  pause=$((pause < 25 ? pause : 25))
+  pause=${BACK_OFF[${#undone[@]} < ${#BACK_OFF[@]} ? ${#undone[@]} : -1]}
 }
 
 hint_at_rival() {
@@ -398,14 +392,12 @@ run_watch() {
       [ -n "$installed" ] || note "installed; watching $conf_dir and $bin_dir"
       installed=yes
     fi
-    ((pause == 0)) || sleep "$((pause / 5)).$((pause % 5 * 2))"
+    sleep "$pause"
     await_change
   done
 }
 
 # --- the command line --------------------------------------------------------------------------------------------------
-
-is_number() { [[ $1 =~ ^[0-9]{1,6}$ ]]; }
 
 parse() {
   command=
@@ -424,7 +416,7 @@ parse() {
           --conf-dir) conf_dir=$2 ;;
           --bin-dir) bin_dir=$2 ;;
           --runtime) runtime=$2 ;;
-          --root) root=${2%/} ;;
+          --root) root=$2 ;;
           --wait) patience=$2 ;;
           --give-up) give_up=$2 ;;
         esac
@@ -439,7 +431,9 @@ parse() {
     shift
   done
   [ -n "$command" ] || die $REFUSED "which command? --help shows them"
-  is_number "$patience" && is_number "$give_up" || die $REFUSED "--wait and --give-up are numbers"
+  [[ $patience$give_up =~ ^[0-9]{2,12}$ ]] || die $REFUSED "--wait and --give-up are numbers"
+  [[ ${conf_dir:-/}${bin_dir:-/} =~ ^/ && ${bin_dir:-/} =~ ^/ ]] || die $REFUSED "--conf-dir and --bin-dir begin with /"
+  root=${root%/}
   [ "$command" != watch ] || [ -z "$dry_run" ] || die $REFUSED "watch makes changes: there is no --dry-run of it"
 }
 

@@ -220,9 +220,10 @@ int cni_status(const Options& options) {
   auto survey = survey_folder(options.folder, options.runtime);
   if (!survey) return fail(survey.error());
   Report report;
-  const int code = judge(options, *survey, *wanted, &report);
+  int code = judge(options, *survey, *wanted, &report);
   const bool by_list = report.way != way_name(Way::kDropIn);  // what libcni remembers does not show drop-ins
   add_pods(options, code == kSuccess && by_list, &report);
+  if (!report.pods_without.empty()) code = kStale;
   print(report, options.json);
   return code;
 }
