@@ -100,6 +100,13 @@ struct ec_slot {
 };
 EC_SIZE(ec_slot, 24);
 
+struct ec_slots {
+  __u32 count; /* 0: this node is no gateway of the class for that family */
+  __u32 pad;
+  struct ec_slot slot[EC_MAX_SLOTS];
+};
+EC_SIZE(ec_slots, 8 + EC_MAX_SLOTS * 24);
+
 #define EC_SPREAD_FLOWS 1U        /* each flow chooses its gateway, not each pod */
 #define EC_OTHERWISE_DROP 2U      /* what matches no rule is dropped, not bypassed */
 #define EC_OTHER_FAMILY_BYPASS 4U /* a family that no gateway can send is bypassed, not dropped */
@@ -112,12 +119,13 @@ struct ec_class {
   __u32 ruleset;    /* of its destinations, in `rules` */
   __u32 flags;      /* EC_SPREAD_FLOWS, ... */
   __u32 generation; /* another one with each change of the class */
+  __u32 families;   /* that any of the hops can send */
   __u32 hop_count;
-  __u32 slot_count[2]; /* of IPv4, of IPv6; 0: this node is no gateway of the class for that family */
+  __u32 pad;
   struct ec_hop hops[EC_MAX_HOPS];
-  struct ec_slot slots[2][EC_MAX_SLOTS];
+  struct ec_slots slots4, slots6;
 };
-EC_SIZE(ec_class, 32 + EC_MAX_HOPS * 32 + 2 * EC_MAX_SLOTS * 24);
+EC_SIZE(ec_class, 32 + EC_MAX_HOPS * 32 + 2 * sizeof(struct ec_slots));
 
 /*
  * Rendezvous hashing: of several candidates, the one with the highest weight for `key` is chosen. When one comes or
@@ -245,37 +253,38 @@ EC_SIZE(ec_flow, 32);
  * Everything that is counted, with its name for operators. Up to the drops: what happened to a packet that went
  * on. From EC_FIRST_DROP: why it did not. The README says what to do about each.
  */
-#define EC_EVENTS(X)                                                                       \
-  X(STEERED_LOCAL, "steered_local")     /* pod -> SNAT on this node */                     \
-  X(STEERED_TUNNEL, "steered_tunnel")   /* pod -> tunnel */                                \
-  X(STEERED_NEXTHOP, "steered_nexthop") /* pod -> next hop */                              \
-  X(RETURNED, "returned")               /* tunnel or next hop -> pod */                    \
-  X(BYPASSED, "bypassed")               /* pod -> CNI, untouched */                        \
-  X(REPLIED, "replied")                 /* pod's reply to an inbound flow */               \
-  X(GATEWAY_OUT, "gateway_out")         /* tunnel -> SNAT on this node */                  \
-  X(GATEWAY_BACK, "gateway_back")       /* reply -> tunnel */                              \
-  X(FRAGMENTED, "fragmented")           /* pod -> tunnel, in more than one outer packet */ \
-  X(TOO_BIG, "too_big")                 /* not sent; the pod was told the MTU */           \
-  X(PROBE_SENT, "probe_sent")                                                              \
-  X(PROBE_ANSWERED, "probe_answered")                                                      \
-  X(DROP_NO_ATTACHMENT, "no_attachment") /* classifier without a pod's record */           \
-  X(DROP_DATAPATH_DOWN, "datapath_down") /* `egressctl down` while pods run */             \
-  X(DROP_NOT_IP, "not_ip")               /* VLAN tags, other ethertypes, runts */          \
-  X(DROP_SPOOFED, "spoofed")             /* source is not the pod's */                     \
-  X(DROP_CLASS_REMOVED, "class_removed") /* the pod's class is configured no more */       \
-  X(DROP_OTHERWISE, "otherwise")         /* "otherwise": "drop" */                         \
-  X(DROP_FRAGMENT, "fragment")           /* ahead of the first one, which has the ports */ \
-  X(DROP_FAMILY, "family")               /* class has no egress IP of the family */        \
-  X(DROP_GATEWAY_UNREACHABLE, "gateway_unreachable")                                       \
-  X(DROP_TUNNEL_FAILED, "tunnel_failed")     /* the kernel refused the tunnel key */       \
-  X(DROP_UNKNOWN_SENDER, "unknown_sender")   /* tunnel packet from no node of ours */      \
-  X(DROP_UNKNOWN_CLASS, "unknown_class")     /* tunnel packet of no class of ours */       \
-  X(DROP_WRONG_GATEWAY, "wrong_gateway")     /* reply from another than the gateway */     \
-  X(DROP_NOT_GATEWAY, "not_gateway")         /* this node is no gateway of the class */    \
-  X(DROP_BAD_DESTINATION, "bad_destination") /* tunnel packet for the cluster itself */    \
-  X(DROP_WORKER_TABLE, "worker_table")       /* the worker could not be learned */         \
-  X(DROP_WORKER_UNKNOWN, "worker_unknown")   /* reply for a pod that was never seen */     \
-  X(DROP_UNVERIFIED, "unverified")           /* marked, but nft has not seen it */         \
+#define EC_EVENTS(X)                                                                               \
+  X(STEERED_LOCAL, "steered_local")     /* pod -> SNAT on this node */                             \
+  X(STEERED_TUNNEL, "steered_tunnel")   /* pod -> tunnel */                                        \
+  X(STEERED_NEXTHOP, "steered_nexthop") /* pod -> next hop */                                      \
+  X(RETURNED, "returned")               /* tunnel or next hop -> pod */                            \
+  X(BYPASSED, "bypassed")               /* pod -> CNI, untouched */                                \
+  X(REPLIED, "replied")                 /* pod's reply to an inbound flow */                       \
+  X(GATEWAY_OUT, "gateway_out")         /* tunnel -> SNAT on this node */                          \
+  X(GATEWAY_BACK, "gateway_back")       /* reply -> tunnel */                                      \
+  X(FRAGMENTED, "fragmented")           /* pod -> tunnel, in more than one outer packet */         \
+  X(TOO_BIG, "too_big")                 /* not sent; the pod was told the MTU */                   \
+  X(PROBE_SENT, "probe_sent")                                                                      \
+  X(PROBE_ANSWERED, "probe_answered")                                                              \
+  X(DROP_NO_ATTACHMENT, "no_attachment") /* classifier without a pod's record */                   \
+  X(DROP_DATAPATH_DOWN, "datapath_down") /* `egressctl down` while pods run */                     \
+  X(DROP_NOT_IP, "not_ip")               /* VLAN tags, other ethertypes, runts */                  \
+  X(DROP_SPOOFED, "spoofed")             /* source is not the pod's */                             \
+  X(DROP_CLASS_REMOVED, "class_removed") /* the pod's class is configured no more */               \
+  X(DROP_OTHERWISE, "otherwise")         /* "otherwise": "drop" */                                 \
+  X(DROP_TOO_LONG, "too_long")           /* for the link to a next hop, and may not be answered */ \
+  X(DROP_FRAGMENT, "fragment")           /* ahead of the first one, which has the ports */         \
+  X(DROP_FAMILY, "family")               /* class has no egress IP of the family */                \
+  X(DROP_GATEWAY_UNREACHABLE, "gateway_unreachable")                                               \
+  X(DROP_TUNNEL_FAILED, "tunnel_failed")     /* the kernel refused the tunnel key */               \
+  X(DROP_UNKNOWN_SENDER, "unknown_sender")   /* tunnel packet from no node of ours */              \
+  X(DROP_UNKNOWN_CLASS, "unknown_class")     /* tunnel packet of no class of ours */               \
+  X(DROP_WRONG_GATEWAY, "wrong_gateway")     /* reply from another than the gateway */             \
+  X(DROP_NOT_GATEWAY, "not_gateway")         /* this node is no gateway of the class */            \
+  X(DROP_BAD_DESTINATION, "bad_destination") /* tunnel packet for the cluster itself */            \
+  X(DROP_WORKER_TABLE, "worker_table")       /* the worker could not be learned */                 \
+  X(DROP_WORKER_UNKNOWN, "worker_unknown")   /* reply for a pod that was never seen */             \
+  X(DROP_UNVERIFIED, "unverified")           /* marked, but nft has not seen it */                 \
   X(DROP_STRAY, "stray")                     /* on egress0, but not by our doing */
 
 enum ec_event {
