@@ -23,10 +23,9 @@ extern void bpf_ct_release(struct nf_conn* ct) __ksym;
 
 enum tracked { UNTRACKED, TRACKED_ORIGINAL, TRACKED_REPLY };
 
-/* Whether there is a flow that has packets like this one, and in which of its directions (after any NAT).
- * Global functions, here and elsewhere: the verifier looks at each once, not once for every call of it. */
+/* Whether there is a flow that has packets like this one, and in which of its directions (after any NAT). */
 __noinline int find_tracked(struct __sk_buff* skb, const struct ec_flow_key* key) {
-  if (!key) return UNTRACKED; /* asked for by the verifier */
+  if (!key) return UNTRACKED;
   struct bpf_sock_tuple tuple = {};
   struct ec_ct_opts opts = {.netns_id = -1 /* this one */, .l4proto = key->proto};
   __u32 size = sizeof(tuple.ipv6);

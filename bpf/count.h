@@ -6,7 +6,6 @@
 
 #include "maps.h"
 
-/* A global function: the verifier looks at it once. */
 __noinline int count(struct __sk_buff* skb, __u32 class_id, __u32 event) {
   struct ec_counter_key key = {.class_id = class_id, .event = event};
   struct ec_counter* counter = bpf_map_lookup_elem(&counters, &key);

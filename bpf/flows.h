@@ -32,9 +32,10 @@ static __always_inline void reverse_flow_key_of(const struct packet* p, struct e
 
 /* The flow of the packet that an ICMP error is about, as that packet has it, or as its receiver answers it. False: the
  * error does not say. */
-static __noinline bool read_flow_in_error(struct __sk_buff* skb, const struct packet* error, struct ec_flow_key* key,
-                                          bool reverse) {
+__noinline int read_flow_in_error(struct __sk_buff* skb, const struct packet* error, struct ec_flow_key* key,
+                                  int reverse) {
   struct packet about = {};
+  if (!error || !key) return false;
   if (!read_packet_in_error(skb, error, &about)) return false;
   if (reverse)
     reverse_flow_key_of(&about, key);
@@ -75,8 +76,8 @@ static __always_inline bool answers_inbound(struct __sk_buff* skb, const struct 
   return p->proto == IPPROTO_SCTP || is_echo_reply(p);
 }
 
-static __noinline bool remember_flow(const struct ec_flow_key* key, const struct ec_hop* hop, __u32 class_id,
-                                     __u32 generation) {
+static __always_inline bool remember_flow(const struct ec_flow_key* key, const struct ec_hop* hop, __u32 class_id,
+                                          __u32 generation) {
   struct ec_flow flow = {
       .last_seen_ns = bpf_ktime_get_ns(), .gateway = hop->address, .class_id = class_id, .generation = generation};
   return bpf_map_update_elem(&flows, key, &flow, BPF_ANY) == 0;

@@ -77,7 +77,8 @@ __noinline int hop_answers(struct __sk_buff* skb, const struct ec_node* n, __u32
   return answers;
 }
 
-static __always_inline bool hop_answered(const struct ec_hop* hop) {
+__noinline int hop_answered(const struct ec_hop* hop) {
+  if (!hop) return false;
   if (hop->path == EC_PATH_LOCAL) return true;
   struct ec_ip address = hop->address;
   const struct ec_gateway* gateway = bpf_map_lookup_elem(&gateways, &address);

@@ -159,8 +159,11 @@ static __always_inline enum parsed parse_ip(struct __sk_buff* skb, __u32 offset,
   return skip_extensions(skb, p) ? PARSED_IP : NOT_PARSED;
 }
 
-static __always_inline enum parsed parse_packet(struct __sk_buff* skb, struct packet* p) {
+/* Global functions, here and elsewhere: the verifier looks at each once, not once for every way that leads there. It
+ * wants them to ask whether there is a pointer. */
+__noinline int parse_packet(struct __sk_buff* skb, struct packet* p) {
   struct ethhdr eth;
+  if (!p) return NOT_PARSED;
   if (skb->vlan_present || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) < 0) return NOT_PARSED;
   __builtin_memcpy(p->src_mac, eth.h_source, ETH_ALEN);
   if (eth.h_proto == bpf_htons(ETH_P_IP)) return parse_ip(skb, sizeof(eth), true, p);
@@ -189,8 +192,9 @@ static __always_inline bool is_icmp_error(const struct packet* p) {
 
 /* Ports, or what stands for them: the id of an ICMP echo is its source port. Not of later fragments. False: the packet
  * ends within its transport header. */
-static __always_inline bool read_transport(struct __sk_buff* skb, struct packet* p) {
+__noinline int read_transport(struct __sk_buff* skb, struct packet* p) {
   __be16 words[4];
+  if (!p) return false;
   p->sport = p->dport = 0;
   switch (p->proto) {
     case IPPROTO_TCP:
