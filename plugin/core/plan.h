@@ -45,7 +45,8 @@ struct PlannedHop {
 /// An egress IP of a class of which this node is a gateway.
 struct PlannedSlot {
   Ip ip;
-  std::uint32_t mark = 0;  ///< the class's own for the first of each family
+  std::uint32_t id = 0;    ///< the class's own, or one of its own
+  std::uint32_t mark = 0;  ///< the id, spread over the mark mask: nft translates what carries it to `ip`
   int ifindex = 0;         ///< where the egress IP goes
 };
 
