@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from light_node import CTL, ENVIRONMENT, PINS, PLUGIN, Answer, LightNode, NetPod
 from tcx import bpf, query
 
 libc = ctypes.CDLL(None, use_errno=True)
-THOROUGH = os.environ.get("EC_THOROUGH", "") == "1"      # stop at each and every system call: takes some minutes
+THOROUGH = os.environ.get("EC_THOROUGH", "") == "1"      # stop at each and every system call
 NAMESPACES = ("pid", "net", "mnt")      # mnt is the last: /proc changes with it
 
 
@@ -296,6 +297,7 @@ class Map:
     def __init__(self, name: str, key_size: int, value_size: int):
         self.handle = pinned(f"{PINS}/maps/{name}")
         self.key_size, self.value_size = key_size, value_size
+        weakref.finalize(self, os.close, self.handle)
 
     def get(self, key: bytes) -> bytes | None:
         wanted, value = ctypes.create_string_buffer(key, self.key_size), ctypes.create_string_buffer(self.value_size)
