@@ -229,13 +229,12 @@ def test_interface_of_no_kind_is_a_typed_error(applied):
 
 @pytest.mark.parametrize("where", ["other", "p5"], ids=["CNI-26 peer in a third namespace", "CNI-26 both ends in the pod"])
 def test_peer_that_is_not_on_this_node_is_a_typed_error(applied, where):
-    """The peer's index is also that of a device here: the number alone must not do."""
+    """A device here has the peer's index, and its own peer that of the pod's interface: numbers alone must not do."""
     node = applied
     pod = node.make_pod("p5", 5)
-    number = ifindex(node, pod)
-    node.run(f"ip netns add other; ip link del {pod.host_veth}; ip -n p5 link add name eth0 type veth peer name x; "
-             + (f"ip -n p5 link set x netns other index {number}" if where == "other" else "true"), check=False)
-    node.run(f"ip link add index {number} name innocent type veth peer name innocent1", check=False)
+    node.run(f"set -e; ip netns add other; ip netns add third; ip link del {pod.host_veth}\n"
+             f"ip -n p5 link add name eth0 index 700 type veth peer name x index 600 netns {where}\n"
+             "ip link add name innocent index 600 type veth peer name y index 700 netns third")
     refused(node.pod_call("ADD", pod), 104)
     assert node.traces_of_pods() == []
 

@@ -498,6 +498,7 @@ def test_del_needs_nothing(node, setup):
 
 @pytest.mark.parametrize("break_it", [
     case("CNI-38 maps without pins", f"rm {PINS}/maps/attachments"),
+    case("CNI-38 state folder leads nowhere", "mv /run/egressclass /run/before; ln -s /nowhere /run/egressclass"),
     case("CNI-38 record is a folder", "rm /run/egressclass/attachments/*; mkdir -p /run/egressclass/attachments/lab,p1,eth0/x; "
                                       f"rm -r {PINS}")])
 def test_error_of_del_has_no_words_that_runtimes_take_for_success(applied, break_it):

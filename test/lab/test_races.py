@@ -148,13 +148,13 @@ def meanwhile(stopped: Stepper, other: Call) -> tuple:
         return stopped.end(), other.answer(LONGEST)
 
 
-def one_inside_the_other(first: str, second: str, end_with: str) -> int:
+def one_inside_the_other(added: bool, first: str, second: str, end_with: str) -> int:
     configure(SEVERAL)
     ctl("apply")
     kernel, (p,) = Kernel(), make_pods(1, ["web"])
     wrong, number = [], 0
     while True:
-        if first == "DEL":
+        if added:
             succeed("ADD", p)
         program = Stepper.plugin(first, p)
         if not program.to_next(number, Stepper.leaves_a_trace):
@@ -174,10 +174,12 @@ def one_inside_the_other(first: str, second: str, end_with: str) -> int:
     return number
 
 
-@pytest.mark.parametrize("first, second, end_with", [("ADD", "DEL", "DEL"), ("ADD", "DEL", "GC"), ("DEL", "ADD", "DEL"),
-                                                     ("DEL", "ADD", "GC"), ("ADD", "ADD", "DEL"), ("DEL", "DEL", "DEL")])
-def test_one_call_in_the_middle_of_another_for_the_same_attachment(node, first, second, end_with):
-    assert inside(node, one_inside_the_other, first, second, end_with) > 40
+@pytest.mark.parametrize("added, first, second, end_with", [
+    (False, "ADD", "DEL", "DEL"), (False, "ADD", "DEL", "GC"), (False, "ADD", "ADD", "DEL"), (False, "DEL", "ADD", "GC"),
+    (True, "DEL", "ADD", "DEL"), (True, "DEL", "ADD", "GC"), (True, "DEL", "DEL", "DEL")],
+    ids=lambda value: value if isinstance(value, str) else "added" if value else "new")
+def test_one_call_in_the_middle_of_another_for_the_same_attachment(node, added, first, second, end_with):
+    assert inside(node, one_inside_the_other, added, first, second, end_with) > 40
 
 
 # --- the same ifindex and the same address, at once
@@ -423,6 +425,7 @@ def come_and_go_by_thousands() -> tuple[dict, dict]:
     for p in pods:      # per-CPU parts and folders that come with the first use
         succeed("ADD", p)
         succeed("DEL", p)
+    clean(Kernel(), *pods)
 
     def work(p: NetPod) -> None:
         for _ in range(ROUNDS // len(pods)):
