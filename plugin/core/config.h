@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/ip.h"
+#include "core/ports.h"
 #include "util/result.h"
 
 namespace egressclass {
@@ -25,17 +26,10 @@ struct SelectRule {
   std::vector<std::string> pods;
 };
 
-/// What of a destination is steered. In keys "ports": "any", "icmp", "tcp/443", "udp/5000-5100", ...
-struct PortRule {
-  std::uint8_t protocol = 0;  ///< IPPROTO_ICMP stands for ICMP and ICMPv6
-  std::uint16_t first = 0;    ///< 0 to 65535: all ports, and protocols that have none
-  std::uint16_t last = 65535;
-  auto operator<=>(const PortRule&) const = default;
-};
-
 struct Destination {
   Prefix prefix;
   std::vector<PortRule> ports;  ///< sorted; empty: everything
+  auto operator<=>(const Destination&) const = default;
 };
 
 enum class Via { kGateway, kNextHop };
