@@ -6,7 +6,8 @@
 #include "maps.h"
 #include "packet.h"
 
-struct nf_conn { /* never looked into; but libbpf wants a whole type, to match it with the kernel's */
+struct nf_conn { /* matched with the kernel's by libbpf */
+  __u32 mark;
 } __attribute__((preserve_access_index));
 
 struct ec_ct_opts { /* the first 12 bytes of bpf_ct_opts: every kernel takes this size */
@@ -20,32 +21,59 @@ struct ec_ct_opts { /* the first 12 bytes of bpf_ct_opts: every kernel takes thi
 extern struct nf_conn* bpf_skb_ct_lookup(struct __sk_buff* skb, struct bpf_sock_tuple* tuple, __u32 tuple__sz,
                                          struct ec_ct_opts* opts, __u32 opts__sz) __ksym;
 extern void bpf_ct_release(struct nf_conn* ct) __ksym;
+extern int bpf_ct_change_timeout(struct nf_conn* ct, __u32 milliseconds) __ksym; /* 6.0 */
 
-enum tracked { UNTRACKED, TRACKED_ORIGINAL, TRACKED_REPLY };
-
-/* Whether there is a flow that has packets like this one, and in which of its directions (after any NAT). */
-__noinline int find_tracked(struct __sk_buff* skb, const struct ec_flow_key* key) {
-  if (!key) return UNTRACKED;
+/* The flow that has packets like this one, in either direction (after any NAT); to be released. */
+static __always_inline struct nf_conn* lookup_flow(struct __sk_buff* skb, const struct ec_flow_key* key,
+                                                   struct ec_ct_opts* opts) {
   struct bpf_sock_tuple tuple = {};
-  struct ec_ct_opts opts = {.netns_id = -1 /* this one */, .l4proto = key->proto};
-  __u32 size = sizeof(tuple.ipv6);
-  if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP) return UNTRACKED;
+  if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP) return 0;
+  opts->netns_id = -1; /* this one */
+  opts->l4proto = key->proto;
   if (is_v4(&key->src)) {
     tuple.ipv4.saddr = key->src.w[3];
     tuple.ipv4.daddr = key->dst.w[3];
     tuple.ipv4.sport = key->sport;
     tuple.ipv4.dport = key->dport;
-    size = sizeof(tuple.ipv4);
-  } else {
-    __builtin_memcpy(tuple.ipv6.saddr, &key->src, sizeof(key->src));
-    __builtin_memcpy(tuple.ipv6.daddr, &key->dst, sizeof(key->dst));
-    tuple.ipv6.sport = key->sport;
-    tuple.ipv6.dport = key->dport;
+    return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), opts, sizeof(*opts));
   }
-  struct nf_conn* ct = size == sizeof(tuple.ipv4)
-                           ? bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts))
-                           : bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
+  __builtin_memcpy(tuple.ipv6.saddr, &key->src, sizeof(key->src));
+  __builtin_memcpy(tuple.ipv6.daddr, &key->dst, sizeof(key->dst));
+  tuple.ipv6.sport = key->sport;
+  tuple.ipv6.dport = key->dport;
+  return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv6), opts, sizeof(*opts));
+}
+
+enum tracked { UNTRACKED, TRACKED_ORIGINAL, TRACKED_REPLY };
+
+/* Whether there is a flow that has packets like this one, and in which of its directions. */
+__noinline int find_tracked(struct __sk_buff* skb, const struct ec_flow_key* key) {
+  struct ec_ct_opts opts = {};
+  if (!key) return UNTRACKED;
+  struct nf_conn* ct = lookup_flow(skb, key, &opts);
   if (!ct) return UNTRACKED;
   bpf_ct_release(ct);
   return opts.dir ? TRACKED_REPLY : TRACKED_ORIGINAL;
+}
+
+/* Whether a flow with the ct mark `mark` was translated to one of the class's egress IPs. */
+static __always_inline bool is_mark_of_class(const struct ec_class* c, __u32 mark) {
+  bool found = mark == c->mark;
+  for (int i = 0; i < EC_MAX_SLOTS; i++) found |= mark == c->slots4.slot[i].mark || mark == c->slots6.slot[i].mark;
+  return found;
+}
+
+/* Ends the flow to which the packet would belong, if it is not the class's: the pod has another class than when it was
+ * opened, or its address was another pod's. It would leave with the egress IP of that class, and nft would drop it for
+ * as long as it tried. `bits`: of the ct mark, the class's. */
+__noinline int end_flow_of_others(struct __sk_buff* skb, const struct ec_flow_key* key, const struct ec_class* c,
+                                  __u32 bits) {
+  struct ec_ct_opts opts = {};
+  if (!key || !c) return 0;
+  struct nf_conn* ct = lookup_flow(skb, key, &opts);
+  if (!ct) return 0;
+  __u32 mark = ct->mark & bits;
+  if (!opts.dir && (!mark || !is_mark_of_class(c, mark))) bpf_ct_change_timeout(ct, 0);
+  bpf_ct_release(ct);
+  return 0;
 }

@@ -124,8 +124,7 @@ int classify(struct __sk_buff* skb) {
   if (d.verdict == EC_REPLY) return send_to_host(skb, n, id, pod, n->reply_mark, EC_REPLIED);
   if (d.verdict != EC_STEER || !d.hop) return drop(skb, id, d.reason);
   if (d.hop->path == EC_PATH_LOCAL)
-    return send_to_host(skb, n, id, pod, mark_of_slot(skb, slots_of(c, p.ipv4), &p) | n->pending_mark,
-                        EC_STEERED_LOCAL);
+    return send_to_host(skb, n, id, pod, mark_to_translate(skb, n, c, &p), EC_STEERED_LOCAL);
   set_mark(skb, n, c->mark);
   if (d.hop->path == EC_PATH_NEXTHOP) return send_to_nexthop(skb, n, id, d.hop, &p);
   return send_by_tunnel(skb, n, id, c, d.hop, &p);
@@ -196,7 +195,7 @@ int tunnel_in(struct __sk_buff* skb) {
   if (!learn_worker(&p.src, &t, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
   if (!p.later_fragment && !read_transport(skb, &p)) return drop(skb, *id, EC_DROP_NOT_IP);
   bpf_skb_change_type(skb, PACKET_HOST);
-  set_mark(skb, n, mark_of_slot(skb, slots_of(c, p.ipv4), &p) | n->pending_mark);
+  set_mark(skb, n, mark_to_translate(skb, n, c, &p));
   return pass(skb, *id, EC_GATEWAY_OUT);
 }
 

@@ -47,7 +47,7 @@ static __always_inline bool may_open_flow(struct __sk_buff* skb, const struct pa
 }
 
 /* A pod keeps to one egress IP, unless that has few ports left towards the remote endpoint. */
-static __noinline __u32 mark_of_slot(struct __sk_buff* skb, const struct ec_slots* slots, const struct packet* p) {
+static __noinline __u32 choose_slot(struct __sk_buff* skb, const struct ec_slots* slots, const struct packet* p) {
   if (slots->count <= 1) return slots->slot[0].mark;
   __u32 key = ec_hash_ip(0, &p->src);
   __u64 bound = 1ULL << 32;
@@ -63,4 +63,15 @@ static __noinline __u32 mark_of_slot(struct __sk_buff* skb, const struct ec_slot
     bound = ec_weight(key, slot->seed);
   }
   return due; /* opens no flow; or none has many ports left, and the kernel looks for the last ones */
+}
+
+/* The mark with which the packet goes to nft, to be translated on this node. */
+static __always_inline __u32 mark_to_translate(struct __sk_buff* skb, const struct ec_node* n, const struct ec_class* c,
+                                               const struct packet* p) {
+  if (!p->later_fragment) {
+    struct ec_flow_key key = {};
+    flow_key_of(p, &key);
+    end_flow_of_others(skb, &key, c, n->return_mark /* all bits but the pending one */);
+  }
+  return choose_slot(skb, slots_of(c, p->ipv4), p) | n->pending_mark;
 }

@@ -221,7 +221,7 @@ class ClassPlanner {
 
   void check_egress_ips(std::size_t i, bool local) {
     for (const Ip& ip : c_.gateways[i].egress_ips) {
-      const std::string path = gateway_path(i) + ".egressIPs";
+      const std::string path = class_path(index_);  // the class's key or the gateway's own
       if (const auto pod = facts_.pods.find(ip); pod != facts_.pods.end())
         refuse(path, in_quotes(ip.str()), "pod " + pod->second + " uses this address");
       if (!local && find_address(facts_, ip) != nullptr && !facts_.placed.contains(ip))

@@ -55,8 +55,8 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * output leads ICMP errors about tunnelled flows that this gateway itself makes (fragmentation needed, time exceeded)
  * back the way their replies go.
  *
- * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it. Ports
- * are taken at random: from a pod's own port on, the kernel would give up within a run of taken ones.
+ * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it.
+ * Ports are taken at random: from a pod's own port on, the kernel would give up within a run of taken ones.
  *
  * srcnat and guard are for what is forwarded. Local programs may use the same bits for their own ends (iif 0), and on
  * multicast a mark is no mark: the kernel's IGMP and MLD reports use the field for something else (sk_buff: `mark` and
