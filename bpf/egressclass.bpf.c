@@ -199,10 +199,18 @@ int tunnel_in(struct __sk_buff* skb) {
   return pass(skb, *id, EC_GATEWAY_OUT);
 }
 
+/* Multicast: what the kernel says on any IPv6 device, about its own groups. Whatever its mark: that field is another
+ * one there (sk_buff: `mark` and `reserved_tailroom` are a union). */
+static __always_inline bool is_of_device_itself(struct __sk_buff* skb) {
+  __u8 first_byte = 0;
+  return bpf_skb_load_bytes(skb, 0, &first_byte, 1) == 0 && (first_byte & 1);
+}
+
 /* The mark must not go on to the outer packet: routing and nft would take that for a packet of the class. */
 SEC("tc")
 int tunnel_out(struct __sk_buff* skb) {
   const struct ec_node* n = this_node();
+  if (is_of_device_itself(skb)) return TC_ACT_SHOT;
   if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
   __u32 mark = skb->mark & n->mark_mask;
   set_mark(skb, n, 0);

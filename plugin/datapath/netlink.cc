@@ -190,7 +190,10 @@ Status Netlink::add_address(int ifindex, const Ip& ip, AddressScope scope) const
   if (scope == AddressScope::kHost) rtnl_addr_set_scope(address.get(), RT_SCOPE_HOST);
   if (!ip.is_v4()) rtnl_addr_set_flags(address.get(), IFA_F_NODAD);
   const int err = rtnl_addr_add(socket(), address.get(), 0);
-  if (err < 0 && err != -NLE_EXIST) return netlink_error("cannot add address", ip.str(), err);
+  if (err < 0 && err != -NLE_EXIST)
+    return netlink_error(
+        "cannot add address", ip.str(), err,
+        err == -NLE_NOACCESS && !ip.is_v4() ? "is IPv6 switched off there (sysctl disable_ipv6)?" : "");
   return Ok{};
 }
 

@@ -330,7 +330,10 @@ Result<NodeFacts> gather_facts() {
   if (!netlink) return netlink.error();
   auto addresses = netlink->addresses();
   if (!addresses) return addresses.error();
-  for (const InterfaceAddress& a : *addresses) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
+  auto tunnel = netlink->link(paths::kTunnelDevice);
+  if (!tunnel) return tunnel.error();
+  for (const InterfaceAddress& a : *addresses)
+    if (!*tunnel || a.ifindex != (*tunnel)->ifindex) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
   const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
   for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
     facts.interfaces[i->if_name] = static_cast<int>(i->if_index);

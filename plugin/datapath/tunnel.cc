@@ -250,6 +250,7 @@ bool routes_exist(const Netlink& netlink, int family, std::uint32_t mark_mask, i
   std::size_t rules_found = 0;
   for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
     auto* rule = reinterpret_cast<rtnl_rule*>(o);
+    if (rtnl_rule_get_family(rule) != family) continue;  // libnl lists those of all
     for (const RuleHandle& wanted : wanted_rules)
       rules_found += rtnl_rule_get_prio(rule) == rtnl_rule_get_prio(wanted.get()) &&
                              rtnl_rule_get_action(rule) == rtnl_rule_get_action(wanted.get()) &&
