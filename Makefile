@@ -186,6 +186,7 @@ install: all
 	install -D -m 0755 $(B)/egressclass $(DESTDIR)/opt/cni/bin/egressclass
 	install -D -m 0755 $(B)/egressctl $(DESTDIR)$(PREFIX)/sbin/egressctl
 	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/examples conf/examples/*.json
 	install -D -m 0644 conf/bridge.conflist $(DESTDIR)$(PREFIX)/share/egressclass/bridge.conflist
 	install -D -m 0644 conf/egressclass.service $(DESTDIR)/etc/systemd/system/egressclass.service
 

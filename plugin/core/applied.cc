@@ -67,7 +67,8 @@ Result<Applied> Applied::from_json(const std::string& text) {
       const auto vni = unsigned_member(entry, "vni");
       if (!id || *id == 0 || !vni) return make_error("unexpected content", "id or vni of class " + in_quotes(c.name));
       c.vni = *vni;
-      if (const Json* slots = find_member(entry, "slots"); slots != nullptr && slots->is_object())
+      if (const Json* slots = find_member(entry, "slots"); slots != nullptr) {  // else of an older version
+        if (!slots->is_object()) return make_error("unexpected content", "slots of class " + in_quotes(c.name));
         for (const auto& [address, value] : slots->items()) {
           const auto ip = Ip::parse(address);
           const auto slot = unsigned_member(*slots, address.c_str(), max_class_index(*mark_mask));
@@ -75,6 +76,7 @@ Result<Applied> Applied::from_json(const std::string& text) {
             return make_error("unexpected content", "slots of class " + in_quotes(c.name));
           applied.slots[{c.name, *ip}] = *slot;
         }
+      }
       c.is_default = entry.at("default").get<bool>();
       c.entitled = texts_of(entry.at("namespaces"));
       for (const Json& rule : entry.at("select"))

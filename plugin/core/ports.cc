@@ -55,7 +55,7 @@ std::optional<PortRule> PortRule::parse(std::string_view text, std::string* why)
   const std::size_t dash = ports.find('-');
   const auto first = parse_port(ports.substr(0, dash));
   const auto last = dash == std::string_view::npos ? first : parse_port(ports.substr(dash + 1));
-  if (!first || !last) return refuse("the ports are no number from 1 to 65535, and no two of them as in 5000-5100");
+  if (!first || !last) return refuse("the port must be a number from 1 to 65535, or a range as 5000-5100");
   if (*first > *last) return refuse("the range ends before it begins");
   return PortRule{.protocol = protocol->number, .first = *first, .last = *last};
 }
@@ -73,8 +73,7 @@ std::vector<std::pair<std::uint16_t, unsigned>> port_prefixes(std::uint16_t firs
   std::vector<std::pair<std::uint16_t, unsigned>> prefixes;
   for (std::uint32_t port = first; port <= last;) {
     unsigned free_bits = 0;  // the largest block that begins at `port` and ends not after `last`
-    while (free_bits < kPortBits && (port & (1U << free_bits)) == 0 && port + (2U << free_bits) - 1 <= last)
-      ++free_bits;
+    while ((port & (1U << free_bits)) == 0 && port + (2U << free_bits) - 1 <= last) ++free_bits;
     prefixes.emplace_back(static_cast<std::uint16_t>(port), kPortBits - free_bits);
     port += 1U << free_bits;
   }

@@ -66,7 +66,7 @@ TEST(PortRule, RefusesWhatIsNoPort) {
                                           "tcp/1:2",   "tcp/1.5",        "tcp/*",
                                           "tcp/70000", "tcp/4294967297", std::string("tcp/1\0", 6)};
   for (const std::string& text : texts)
-    EXPECT_EQ(refusal(text), "the ports are no number from 1 to 65535, and no two of them as in 5000-5100") << text;
+    EXPECT_EQ(refusal(text), "the port must be a number from 1 to 65535, or a range as 5000-5100") << text;
 }
 
 TEST(PortRule, RefusesRangesThatEndBeforeTheyBegin) {
