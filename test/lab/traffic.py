@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from labkit.echo_server import LONG_PORT, PORTS
+from labkit.echo_server import HTTP_PORT, LONG_PORT, PORTS
 from light_fleet import Place
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -210,6 +210,49 @@ def ping(place: Place, to: str, *, size: int = 56, timeout: float = 2, ttl: int 
 
 
 _numbers = itertools.count(os.getpid() & 0x3fff)
+
+
+def knock(client: Place, server: Place, address: str, proto: str = "tcp", port: int = 8000, timeout: float = 1) -> str | None:
+    """Open a flow to a server; the address that the answer comes from, None when none came."""
+    family = FAMILIES[version(address)]
+    with server.socket(family, KINDS[proto]) as listener, client.socket(family, KINDS[proto]) as caller:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        for end in listener, caller:
+            end.settimeout(timeout)
+        try:
+            if proto == "udp":
+                caller.sendto(b"knock", (address, port))
+                listener.sendto(b"hello", listener.recvfrom(99)[1])
+                return caller.recvfrom(99)[1][0]
+            listener.listen()
+            caller.connect((address, port))
+            with listener.accept()[0] as session:
+                session.sendall(b"hello")
+                return address if caller.recv(99) == b"hello" else None
+        except TimeoutError:
+            return None
+
+
+def transfer(place: Place, to: str, size: int = 200_000, timeout: float = 8) -> tuple[str, int, int]:
+    """So many bytes to outside, then as many back: source that it saw, bytes that arrived there, bytes that came back."""
+    with opened(place, to, "tcp") as client:
+        client.settimeout(timeout)
+        client.connect((to, HTTP_PORT))
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        source, _, arrived = _body(client).decode().split()
+    with opened(place, to, "tcp") as client:
+        client.settimeout(timeout)
+        client.connect((to, HTTP_PORT))
+        client.sendall(b"GET /bytes/%d HTTP/1.0\r\n\r\n" % size)
+        return source, int(arrived), len(_body(client))
+
+
+def _body(client: socket.socket) -> bytes:
+    answer = b""
+    while data := client.recv(1 << 20):
+        answer += data
+    return answer.partition(b"\r\n\r\n")[2]
 
 
 class Stream:
