@@ -489,7 +489,8 @@ class LightFleet:
             before = "".join(f"echo 1 >/proc/sys/net/ipv6/conf/{which}/disable_ipv6\n" for which in ("all", "default")
                              ) if not host.ipv6 else ""
             if self._rp_filter is not None:
-                before += "".join(f"echo {self._rp_filter} >/proc/sys/net/ipv4/conf/{which}/rp_filter\n" for which in ("all", "default"))
+                before += "".join(f"echo {self._rp_filter} >/proc/sys/net/ipv4/conf/{which}/rp_filter\n"
+                                  for which in ("all", "default", "eth0"))
             self._net(host, self._uplink(UNDERLAY, [LAST[name]], host.ipv6), self._no_offload(), before)
             rules = masquerade()
             self.hosts[name].nft(rules if self._kube_proxy else rules.partition("table inet kube-proxy")[0])

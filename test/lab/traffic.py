@@ -4,6 +4,7 @@ and packets made by hand. All of it runs in the test's own process, on sockets t
 has to start, and a test reads what came back at once."""
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import select
@@ -50,7 +51,7 @@ def opened(place: Place, to: str, proto: str = "udp", *, source: str = "", sport
     if sport:       # else two sockets could get the same port
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if mark:
-        client.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        client.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("I", mark))
     if df is not None:
         level, option = (socket.IPPROTO_IP, IP_MTU_DISCOVER) if family == 4 else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
         client.setsockopt(level, option, PMTUDISC_DO if df else PMTUDISC_DONT)
@@ -300,12 +301,12 @@ class Stream:
                 continue
             except OSError as error:
                 self._failed(error)
-                return
+                continue
             self.times[self.sent] = time.time()
             self.sent += 1
 
     def _failed(self, error: OSError) -> None:
-        if self._proto == "udp" and isinstance(error, ConnectionError | OSError) and error.errno in (111, 113, 101):
+        if self._proto == "udp" and error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE):
             return      # an ICMP error about an earlier datagram; the flow goes on
         self.error = os.strerror(error.errno)
 
@@ -464,7 +465,7 @@ def raw(place: Place, packets: bytes | Iterable[bytes], *, mark: int = 0) -> Non
             if family == 6:
                 sender.setsockopt(socket.IPPROTO_IPV6, 36, 1)       # IPV6_HDRINCL
             if mark:
-                sender.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+                sender.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("I", mark))
             for packet in packets:
                 if packet[0] >> 4 == family:
                     offset, size = (16, 4) if family == 4 else (24, 16)
