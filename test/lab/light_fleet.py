@@ -350,11 +350,17 @@ class Watch:
 
     def __exit__(self, kind, *exception) -> None:
         if kind is None:
-            self.records = self.read()
+            self.read()
 
-    def read(self) -> dict[str, list[Record]]:
-        """Everything since the last reading, by host."""
-        return {name: tap.records() for name, tap in self._taps.items()}
+    def read(self) -> Watch:
+        """What has come since the last reading is in `records` then, by host."""
+        for name, tap in self._taps.items():
+            self.records.setdefault(name, []).extend(tap.records())
+        return self
+
+    def wait(self, place: str = "outside", timeout: float = 2, **wanted) -> list[Record]:
+        """Until arrivals() has something."""
+        return until(lambda: self.read().arrivals(place, **wanted), timeout, 0.005, f"no {wanted} came to {place} within {timeout} s")
 
     def is_foreign(self, record: Record) -> bool:
         if record.proto == "arp" or not is_outside(record.dst) or record.src in ROUTERS:
@@ -483,7 +489,8 @@ class LightFleet:
             before = "".join(f"echo 1 >/proc/sys/net/ipv6/conf/{which}/disable_ipv6\n" for which in ("all", "default")
                              ) if not host.ipv6 else ""
             if self._rp_filter is not None:
-                before += "".join(f"echo {self._rp_filter} >/proc/sys/net/ipv4/conf/{which}/rp_filter\n" for which in ("all", "default"))
+                before += "".join(f"echo {self._rp_filter} >/proc/sys/net/ipv4/conf/{which}/rp_filter\n"
+                                  for which in ("all", "default", "eth0"))
             self._net(host, self._uplink(UNDERLAY, [LAST[name]], host.ipv6), self._no_offload(), before)
             rules = masquerade()
             self.hosts[name].nft(rules if self._kube_proxy else rules.partition("table inet kube-proxy")[0])

@@ -4,6 +4,7 @@ and packets made by hand. All of it runs in the test's own process, on sockets t
 has to start, and a test reads what came back at once."""
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import select
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from labkit.echo_server import LONG_PORT, PORTS
+from labkit.echo_server import HTTP_PORT, LONG_PORT, PORTS
 from light_fleet import Place
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -47,9 +48,10 @@ def opened(place: Place, to: str, proto: str = "udp", *, source: str = "", sport
     """A socket of a place for an address; df: whether datagrams may not be fragmented (left out: the kernel's default)."""
     family = version(to)
     client = place.socket(FAMILIES[family], KINDS[proto])
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sport:       # else two sockets could get the same port
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if mark:
-        client.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        client.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("I", mark))
     if df is not None:
         level, option = (socket.IPPROTO_IP, IP_MTU_DISCOVER) if family == 4 else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
         client.setsockopt(level, option, PMTUDISC_DO if df else PMTUDISC_DONT)
@@ -84,37 +86,91 @@ def send(place: Place, to: str, port: int = 9, *, count: int = 1, source: str = 
             client.sendto(payload, (to, port))
 
 
-def ask_many(place: Place, to: str | Iterable[str], count: int, port: int = PORTS[0], proto: str = "udp", *, sports: Iterable[int] = (),
-             timeout: float = 5, source: str = "") -> list[Seen | None]:
-    """`count` flows at once, each from a port of its own; the answers in their order, None for those that had none in time. `to` may be
-    several addresses, taken in turn."""
-    targets = itertools.cycle([to] if isinstance(to, str) else list(to))
-    wanted = iter(sports)
-    clients, found = [], [None] * count
-    poll = select.epoll()
-    try:
-        for number, target in zip(range(count), targets):
+class Flows:
+    """Many flows at once, each from a port of its own; they stay open, so that they can be asked again. `to` may be several addresses,
+    taken in turn. UDP flows go to LONG_PORT or any other; TCP flows can be asked again only at LONG_PORT."""
+
+    def __init__(self, place: Place, to: str | Iterable[str], count: int, port: int = LONG_PORT, proto: str = "udp", *,
+                 sports: Iterable[int] = (), source: str = ""):
+        targets = itertools.cycle([to] if isinstance(to, str) else list(to))
+        wanted = iter(sports)
+        self._poll, self._sockets = select.epoll(), []
+        for target, _ in zip(targets, range(count)):
             client = opened(place, target, proto, source=source, sport=next(wanted, 0))
             client.setblocking(False)
-            clients.append(client)
             client.connect_ex((target, port))
-            if proto == "udp":
-                client.send(b"x\n")
-            poll.register(client, select.EPOLLIN | select.EPOLLONESHOT, )
-        numbers = {client.fileno(): number for number, client in enumerate(clients)}
-        deadline, left = time.monotonic() + timeout, count
-        while left and (rest := deadline - time.monotonic()) > 0:
-            for handle, _ in poll.poll(rest):
-                left -= 1
+            self._sockets.append(client)
+        self._numbers = {client.fileno(): number for number, client in enumerate(self._sockets)}
+        self._await_connections(proto)
+
+    def _await_connections(self, proto: str, timeout: float = 3) -> None:
+        if proto != "tcp":
+            return
+        deadline, waiting = time.monotonic() + timeout, set(self._numbers)
+        for handle in waiting:
+            self._poll.register(handle, select.EPOLLOUT)
+        while waiting and (rest := deadline - time.monotonic()) > 0:
+            for handle, _ in self._poll.poll(rest):
+                self._poll.unregister(handle)
+                waiting.discard(handle)
+        for handle in waiting:
+            self._poll.unregister(handle)
+
+    def __enter__(self) -> Flows:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._poll.close()
+        for client in self._sockets:
+            client.close()
+
+    def sport(self, number: int) -> int:
+        return self._sockets[number].getsockname()[1]
+
+    BURST = 100     # unanswered at a time: more could overflow a queue on the way, which is no news about the product
+
+    def ask(self, timeout: float = 3, only: Iterable[int] | None = None) -> list[Seen | None]:
+        """A line by each of them (or by some), and how each was seen; None for those that had no answer in time."""
+        found: list[Seen | None] = [None] * len(self._sockets)
+        left, waiting, stopped = list(range(len(found)) if only is None else only)[::-1], set(), 0
+        deadline = time.monotonic() + timeout
+        while (left or waiting) and time.monotonic() < deadline:
+            while left and len(waiting) < self.BURST + stopped:
+                number = left.pop()
+                if self._say(self._sockets[number]):
+                    waiting.add(self._sockets[number].fileno())
+                    self._poll.register(self._sockets[number], select.EPOLLIN)
+            answers = self._poll.poll(0.2 if left else deadline - time.monotonic())
+            if not answers and left:
+                stopped += self.BURST       # those have none to give
+            for handle, _ in answers:
+                number = self._numbers[handle]
                 try:
-                    found[numbers[handle]] = Seen.parse(clients[numbers[handle]].recv(2048))
+                    found[number] = Seen.parse(self._sockets[number].recv(2048))
                 except OSError:
                     pass
-    finally:
-        poll.close()
-        for client in clients:
-            client.close()
-    return found
+                self._poll.unregister(handle)
+                waiting.discard(handle)
+        for handle in waiting:
+            self._poll.unregister(handle)
+        return found
+
+    @staticmethod
+    def _say(client: socket.socket) -> bool:
+        for _ in range(2):      # the first time it may be told of an ICMP error of before
+            try:
+                client.send(b"x\n")
+                return True
+            except OSError:
+                pass
+        return False
+
+
+def ask_many(place: Place, to: str | Iterable[str], count: int, port: int = PORTS[0], proto: str = "udp", *, sports: Iterable[int] = (),
+             timeout: float = 3, source: str = "") -> list[Seen | None]:
+    """`count` flows at once, one question by each; the answers in their order, None for those that had none in time."""
+    with Flows(place, to, count, port, proto, sports=sports, source=source) as flows:
+        return flows.ask(timeout)
 
 
 def ping(place: Place, to: str, *, size: int = 56, timeout: float = 2, ttl: int = 0, df: bool = False, source: str = "") -> str:
@@ -155,6 +211,49 @@ def ping(place: Place, to: str, *, size: int = 56, timeout: float = 2, ttl: int 
 
 
 _numbers = itertools.count(os.getpid() & 0x3fff)
+
+
+def knock(client: Place, server: Place, address: str, proto: str = "tcp", port: int = 8000, timeout: float = 1) -> str | None:
+    """Open a flow to a server; the address that the answer comes from, None when none came."""
+    family = FAMILIES[version(address)]
+    with server.socket(family, KINDS[proto]) as listener, client.socket(family, KINDS[proto]) as caller:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        for end in listener, caller:
+            end.settimeout(timeout)
+        try:
+            if proto == "udp":
+                caller.sendto(b"knock", (address, port))
+                listener.sendto(b"hello", listener.recvfrom(99)[1])
+                return caller.recvfrom(99)[1][0]
+            listener.listen()
+            caller.connect((address, port))
+            with listener.accept()[0] as session:
+                session.sendall(b"hello")
+                return address if caller.recv(99) == b"hello" else None
+        except TimeoutError:
+            return None
+
+
+def transfer(place: Place, to: str, size: int = 200_000, timeout: float = 8) -> tuple[str, int, int]:
+    """So many bytes to outside, then as many back: source that it saw, bytes that arrived there, bytes that came back."""
+    with opened(place, to, "tcp") as client:
+        client.settimeout(timeout)
+        client.connect((to, HTTP_PORT))
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        source, _, arrived = _body(client).decode().split()
+    with opened(place, to, "tcp") as client:
+        client.settimeout(timeout)
+        client.connect((to, HTTP_PORT))
+        client.sendall(b"GET /bytes/%d HTTP/1.0\r\n\r\n" % size)
+        return source, int(arrived), len(_body(client))
+
+
+def _body(client: socket.socket) -> bytes:
+    answer = b""
+    while data := client.recv(1 << 20):
+        answer += data
+    return answer.partition(b"\r\n\r\n")[2]
 
 
 class Stream:
@@ -202,12 +301,12 @@ class Stream:
                 continue
             except OSError as error:
                 self._failed(error)
-                return
+                continue
             self.times[self.sent] = time.time()
             self.sent += 1
 
     def _failed(self, error: OSError) -> None:
-        if self._proto == "udp" and isinstance(error, ConnectionError | OSError) and error.errno in (111, 113, 101):
+        if self._proto == "udp" and error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE):
             return      # an ICMP error about an earlier datagram; the flow goes on
         self.error = os.strerror(error.errno)
 
@@ -366,7 +465,7 @@ def raw(place: Place, packets: bytes | Iterable[bytes], *, mark: int = 0) -> Non
             if family == 6:
                 sender.setsockopt(socket.IPPROTO_IPV6, 36, 1)       # IPV6_HDRINCL
             if mark:
-                sender.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+                sender.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("I", mark))
             for packet in packets:
                 if packet[0] >> 4 == family:
                     offset, size = (16, 4) if family == 4 else (24, 16)
