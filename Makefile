@@ -5,6 +5,8 @@
 #   make deps       install what that needs     make install    DESTDIR= PREFIX=
 #   make fmt        format the sources          make clean
 #
+#   make test-thorough, fuzz, bench-cni: what takes many minutes, or an idle machine
+#
 # V=1 shows the commands. Everything that is made goes to build/.
 
 SHELL := /bin/bash
@@ -44,7 +46,7 @@ SHELL_FILES  := scripts/deps .ci/run
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
-.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime fuzz bench-cni bench-apply lint fmt install clean
+.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough fuzz bench-cni bench-apply lint fmt install clean
 all: $(B)/egressclass $(B)/egressctl
 
 # One static executable: it is copied onto hosts that have none of our libraries.
@@ -147,6 +149,12 @@ test-lab: all
 test-runtime: all
 	$(call say,TEST,runtime)
 	$(Q)$(PYTEST) test/runtime
+
+# As in test-lab, but programs are stopped at each and every of their system calls.
+test-thorough: export EC_THOROUGH := 1
+test-thorough: all
+	$(call say,TEST,'lab thoroughly')
+	$(Q)$(PYTEST) test/lab/test_crash.py test/lab/test_races.py
 
 fuzz: $(FUZZERS)
 	$(call say,FUZZ,'$(FUZZ_SECONDS) s each: $(FUZZ_TARGETS)')

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "core/config.h"
 #include "util/result.h"
@@ -14,8 +15,10 @@
 namespace egressclass {
 
 struct Applied {
-  Config selection;  ///< only names, VNIs, egress IPs, mark mask, and what chooses a pod's class
+  Config selection;                          ///< only names, VNIs, mark mask, and what chooses a pod's class
   std::map<std::string, std::uint32_t> ids;  ///< class name -> class id of this node
+  /// (class name, egress IP) -> the id whose mark nft translates to that IP; the class's own, or one of its own
+  std::map<std::pair<std::string, Ip>, std::uint32_t> slots;
 
   std::string to_json() const;
   static Result<Applied> from_json(const std::string& text);

@@ -40,9 +40,10 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
 
 void report(const Plan& plan) {
   std::size_t local = 0;
-  for (const PlannedClass& c : plan.classes) local += c.local ? 1 : 0;
+  for (const PlannedClass& c : plan.classes) local += c.slots.empty() ? 0 : 1;
+  const auto& underlay = plan.underlay4 ? plan.underlay4 : plan.underlay6;
   std::printf("applied: %zu classes, this node (%s) is the gateway of %zu\n", plan.classes.size(),
-              plan.classes.empty() ? "-" : plan.underlay.str().c_str(), local);
+              underlay ? underlay->ip.str().c_str() : "-", local);
 }
 
 }  // namespace

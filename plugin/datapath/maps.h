@@ -28,7 +28,8 @@ inline auto open_endpoints_map() { return BpfMap<ec_ip, ec_endpoint>::open("endp
 inline auto open_classes_map() { return BpfMap<__u32, ec_class>::open("classes"); }
 inline auto open_vnis_map() { return BpfMap<__u32, __u32>::open("vnis"); }
 inline auto open_gateways_map() { return BpfMap<ec_ip, ec_gateway>::open("gateways"); }
-inline auto open_rules_map() { return BpfMap<ec_rule_key, __u32>::open("rules"); }
+inline auto open_rules_map() { return BpfMap<ec_rule_key, ec_rule>::open("rules"); }
+inline auto open_ports_map() { return BpfMap<ec_port_key, __u32>::open("ports"); }
 
 /// The node's entry; no value when the datapath is not there at all, or is of another layout.
 inline std::optional<ec_node> read_node() {

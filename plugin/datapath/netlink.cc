@@ -2,7 +2,9 @@
 #include "datapath/netlink.h"
 
 #include <fcntl.h>
+#include <linux/if_addr.h>
 #include <linux/net_namespace.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netlink/errno.h>
 #include <netlink/msg.h>
@@ -182,10 +184,16 @@ Status Netlink::delete_link(int ifindex) const {
   return Ok{};
 }
 
-Status Netlink::add_address(int ifindex, const Ip& ip) const {
+Status Netlink::add_address(int ifindex, const Ip& ip, AddressScope scope) const {
   const AddrHandle address = host_address(ifindex, ip);
+  if (!address) return netlink_error("cannot add address", ip.str(), -NLE_NOMEM);
+  if (scope == AddressScope::kHost) rtnl_addr_set_scope(address.get(), RT_SCOPE_HOST);
+  if (!ip.is_v4()) rtnl_addr_set_flags(address.get(), IFA_F_NODAD);
   const int err = rtnl_addr_add(socket(), address.get(), 0);
-  if (err < 0 && err != -NLE_EXIST) return netlink_error("cannot add address", ip.str(), err);
+  if (err < 0 && err != -NLE_EXIST)
+    return netlink_error(
+        "cannot add address", ip.str(), err,
+        err == -NLE_NOACCESS && !ip.is_v4() ? "is IPv6 switched off there (sysctl disable_ipv6)?" : "");
   return Ok{};
 }
 

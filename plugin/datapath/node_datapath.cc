@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <set>
+#include <span>
 #include <vector>
 
 #include "cni/codes.h"
@@ -65,56 +66,100 @@ Status write_gateways(const Plan& plan) {
   auto map = open_gateways_map();
   if (!map) return map.error();
   Entries<ec_ip, ec_gateway> wanted;
-  for (const PlannedClass& c : plan.classes) {
-    if (c.local) continue;
-    auto present = map->find(to_ec(c.gateway));
-    if (!present) return present.error();
-    wanted[to_ec(c.gateway)] = present->value_or(ec_gateway{});
-  }
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedHop& hop : c.hops) {
+      if (hop.path == Path::kLocal) continue;
+      auto present = map->find(to_ec(hop.address));
+      if (!present) return present.error();
+      wanted[to_ec(hop.address)] = present->value_or(ec_gateway{});
+    }
   return make_equal(*map, wanted);
 }
 
+std::uint32_t seed_of(const Ip& ip) {
+  const ec_ip address = to_ec(ip);
+  return ec_finish(ec_hash_ip(0, &address));
+}
+
+ec_hop hop_entry(const PlannedHop& hop) {
+  ec_hop entry{};
+  entry.address = to_ec(hop.address);
+  entry.path = hop.path == Path::kLocal ? EC_PATH_LOCAL : hop.path == Path::kTunnel ? EC_PATH_TUNNEL : EC_PATH_NEXTHOP;
+  entry.ifindex = static_cast<__u32>(hop.ifindex);
+  entry.families = (hop.v4 ? EC_IPV4 : 0U) | (hop.v6 ? EC_IPV6 : 0U);
+  entry.seed = seed_of(hop.address);
+  return entry;
+}
+
+ec_class class_entry(const PlannedClass& c, std::uint32_t ruleset) {
+  ec_class entry{};
+  entry.vni = c.vni;
+  entry.mark = c.mark;
+  entry.ruleset = ruleset;
+  entry.flags = (c.spread_flows ? EC_SPREAD_FLOWS : 0U) | (c.otherwise_drop ? EC_OTHERWISE_DROP : 0U) |
+                (c.other_family_bypass ? EC_OTHER_FAMILY_BYPASS : 0U) | (c.keep_flows ? EC_KEEP_FLOWS : 0U);
+  for (const PlannedHop& hop : c.hops) {
+    entry.hops[entry.hop_count] = hop_entry(hop);
+    entry.families |= entry.hops[entry.hop_count++].families;
+  }
+  for (const PlannedSlot& slot : c.slots) {
+    ec_slots& slots = slot.ip.is_v4() ? entry.slots4 : entry.slots6;
+    slots.slot[slots.count++] = {.ip = to_ec(slot.ip), .mark = slot.mark, .seed = seed_of(slot.ip)};
+  }
+  return entry;
+}
+
+/// An entry that changes gets another generation; so flows notice.
 Status write_classes(const Plan& plan, const std::map<std::string, std::uint32_t>& rulesets) {
+  auto classes_map = open_classes_map();
+  if (!classes_map) return classes_map.error();
   Entries<__u32, ec_class> classes;
   Entries<__u32, __u32> vnis;
   for (const PlannedClass& c : plan.classes) {
-    ec_class entry{};
-    entry.vni = c.vni;
-    entry.mark = c.mark;
-    entry.ruleset = rulesets.at(c.name);
-    entry.path = c.local ? EC_PATH_LOCAL : EC_PATH_TUNNEL;
-    entry.gateway = to_ec(c.gateway);
+    ec_class entry = class_entry(c, rulesets.at(c.name));
+    auto present = classes_map->find(c.id);
+    if (!present) return present.error();
+    if (*present) entry.generation = (*present)->generation;
+    if (*present && std::memcmp(&**present, &entry, sizeof(entry)) != 0) ++entry.generation;
     classes[c.id] = entry;
     vnis[c.vni] = c.id;
   }
-  auto classes_map = open_classes_map();
-  if (!classes_map) return classes_map.error();
   auto vnis_map = open_vnis_map();
   if (!vnis_map) return vnis_map.error();
   if (auto done = make_equal(*classes_map, classes); !done) return done;
   return make_equal(*vnis_map, vnis);
 }
 
-/// Before a mark gets a new meaning in nft, ids that mean another class, or none any more, lead nowhere: their packets
-/// are dropped (class_removed, unknown_class), not sent with the new class's egress IP. Counters start anew with the
-/// meaning.
+/// The marks of a class's egress IPs here.
+std::map<Ip, std::uint32_t> slots_of(const ec_class& entry) {
+  std::map<Ip, std::uint32_t> slots;
+  for (const ec_slots* family : {&entry.slots4, &entry.slots6})
+    for (const ec_slot& slot : std::span(family->slot).first(std::min<std::size_t>(family->count, EC_MAX_SLOTS)))
+      slots[from_ec(slot.ip)] = slot.mark;
+  return slots;
+}
+
+/// What a mark means: a class, by its VNI.
+std::map<std::uint32_t, std::uint32_t> meanings(const Plan& plan) {
+  std::map<std::uint32_t, std::uint32_t> vni_of;
+  for (const PlannedClass& c : plan.classes) {
+    vni_of[c.mark] = c.vni;
+    for (const PlannedSlot& slot : c.slots) vni_of[slot.mark] = c.vni;
+  }
+  return vni_of;
+}
+
+/// Before a mark gets a new meaning in nft, classes that are no more, or one of whose marks means another class, lead
+/// nowhere: their packets are dropped (class_removed, unknown_class), not sent with another class's egress IP. Counters
+/// start anew with the meaning.
 Status retire_classes(const Plan& plan) {
-  std::map<__u32, __u32> wanted;  // id -> VNI
-  for (const PlannedClass& c : plan.classes) wanted[c.id] = c.vni;
-  const auto means_another = [&](__u32 id, __u32 vni) {
-    const auto found = wanted.find(id);
-    return found == wanted.end() || found->second != vni;
+  const auto vni_of = meanings(plan);
+  const auto means = [&](std::uint32_t mark, std::uint32_t vni, bool nothing_will_do) {
+    const auto found = vni_of.find(mark);
+    return found == vni_of.end() ? nothing_will_do : found->second == vni;
   };
   auto vnis = open_vnis_map();
   if (!vnis) return vnis.error();
-  auto known_vnis = vnis->keys();
-  if (!known_vnis) return known_vnis.error();
-  for (const __u32 vni : *known_vnis) {
-    auto id = vnis->find(vni);
-    if (!id) return id.error();
-    if (*id && means_another(**id, vni))
-      if (auto erased = vnis->erase(vni); !erased) return erased;
-  }
   auto classes = open_classes_map();
   if (!classes) return classes.error();
   auto known_ids = classes->keys();
@@ -122,22 +167,42 @@ Status retire_classes(const Plan& plan) {
   for (const __u32 id : *known_ids) {
     auto entry = classes->find(id);
     if (!entry) return entry.error();
-    if (!*entry || !means_another(id, (*entry)->vni)) continue;
+    if (!*entry) continue;
+    const auto slots = slots_of(**entry);
+    const bool stays = means((*entry)->mark, (*entry)->vni, false) && std::ranges::all_of(slots, [&](const auto& slot) {
+                         return means(slot.second, (*entry)->vni, true);
+                       });
+    if (stays) continue;
+    if (auto erased = vnis->erase((*entry)->vni); !erased) return erased;
     if (auto erased = classes->erase(id); !erased) return erased;
     if (auto erased = erase_counters(id); !erased) return erased;
-    if (auto ended = end_flows((*entry)->mark, return_mark(plan.mark_mask)); !ended) return ended;
+    std::set<std::uint32_t> marks = {(*entry)->mark};
+    for (const auto& [ip, mark] : slots) marks.insert(mark);
+    for (const std::uint32_t mark : marks)
+      if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
   }
   return Ok{};
 }
 
-/// Once nft translates to the new egress IP: flows with the old one would be dropped for as long as they try.
-Status end_flows_of_moved_classes(const Plan& plan) {
-  auto previous = read_applied();
-  if (!previous || !*previous) return Ok{};
+/// Once nft translates anew: flows with an egress IP that is gone would be dropped for as long as they try. With
+/// "onChange": "cut", all flows of a class whose egress IPs change.
+Status end_flows_of_changed_slots(const Plan& plan) {
+  auto classes = open_classes_map();
+  if (!classes) return classes.error();
   for (const PlannedClass& c : plan.classes) {
-    const ClassConfig* before = (*previous)->selection.find(c.name);
-    if (before != nullptr && before->egress_ip != c.egress_ip)
-      if (auto ended = end_flows(c.mark, return_mark(plan.mark_mask)); !ended) return ended;
+    auto entry = classes->find(c.id);
+    if (!entry) return entry.error();
+    if (!*entry) continue;
+    std::map<Ip, std::uint32_t> wanted;
+    for (const PlannedSlot& slot : c.slots) wanted[slot.ip] = slot.mark;
+    const auto present = slots_of(**entry);
+    if (present == wanted) continue;
+    std::set<std::uint32_t> marks;
+    for (const auto& [ip, mark] : present)
+      if (const auto kept = wanted.find(ip); !c.keep_flows || kept == wanted.end() || kept->second != mark)
+        marks.insert(mark);
+    for (const std::uint32_t mark : marks)
+      if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
   }
   return Ok{};
 }
@@ -147,7 +212,9 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
   node.layout = EC_LAYOUT;
   node.applied = 1;
   node.tunnel_ifindex = static_cast<__u32>(tunnel.ifindex);
-  node.underlay = plan.underlay.is_v4() ? plan.underlay.v4() : 0;
+  node.tunnel_mtu = tunnel.mtu;
+  if (plan.underlay4) node.underlay4 = to_ec(plan.underlay4->ip);
+  if (plan.underlay6) node.underlay6 = to_ec(plan.underlay6->ip);
   node.mark_mask = plan.mark_mask;
   node.return_mark = return_mark(plan.mark_mask);
   node.reply_mark = reply_mark(plan.mark_mask);
@@ -162,25 +229,55 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
 /// Egress IPs, and forwarding on the interfaces that replies to them come in by.
 Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
   std::map<Ip, int> new_ones;
-  for (const PlannedClass& c : plan.classes) {
-    if (!c.local) continue;
-    auto link = netlink.link(c.egress_ifindex);
-    if (!link) return link.error();
-    if (!*link) return make_error("the interface for an egress IP is gone", c.egress_ip.str());
-    const std::string forwarding = "net/ipv4/conf/" + (*link)->name + "/forwarding";
-    if (auto set = changes.set_sysctl(forwarding, "1"); !set) return set;
-    auto placed = changes.place_address(netlink, c.egress_ifindex, c.egress_ip);
-    if (!placed) return placed.error();
-    if (*placed) new_ones[c.egress_ip] = c.egress_ifindex;
-  }
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots) {
+      auto link = netlink.link(slot.ifindex);
+      if (!link) return link.error();
+      if (!*link) return make_error("the interface for an egress IP is gone", slot.ip.str());
+      auto forwards = slot.ip.is_v4() ? changes.set_sysctl("net/ipv4/conf/" + (*link)->name + "/forwarding", "1")
+                                      : changes.forward_ipv6();
+      if (!forwards) return forwards;
+      auto placed = changes.place_address(netlink, slot.ifindex, slot.ip);
+      if (!placed) return placed.error();
+      if (*placed) new_ones[slot.ip] = slot.ifindex;
+    }
   return announce_addresses(netlink, new_ones);
 }
 
 std::set<Ip> local_egress_ips(const Plan& plan) {
   std::set<Ip> ips;
   for (const PlannedClass& c : plan.classes)
-    if (c.local) ips.insert(c.egress_ip);
+    for (const PlannedSlot& slot : c.slots) ips.insert(slot.ip);
   return ips;
+}
+
+/// By ifindex; they are no pods'.
+constexpr const char* kNextHopPins = "/sys/fs/bpf/egressclass/links/nexthop-";
+
+std::string nexthop_pin(int ifindex) { return kNextHopPins + std::to_string(ifindex); }
+
+std::vector<std::string> nexthop_pins() {
+  std::vector<std::string> pins;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec))
+    if (std::string pin = entry.path(); pin.starts_with(kNextHopPins)) pins.push_back(std::move(pin));
+  return pins;
+}
+
+/// nexthop_in on the interfaces by which replies of next hops come, and on no other any more.
+Status watch_nexthops(const Plan& plan, const Programs& programs) {
+  std::set<std::string> wanted;
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedHop& hop : c.hops) {
+      if (hop.path != Path::kNextHop) continue;
+      const std::string pin = nexthop_pin(hop.ifindex);
+      if (!wanted.insert(pin).second) continue;
+      if (auto done = attach_link(programs.nexthop_in.get(), hop.ifindex, Hook::kIngress, pin); !done) return done;
+    }
+  for (const std::string& pin : nexthop_pins())
+    if (!wanted.contains(pin))
+      if (auto removed = remove_link(pin); !removed) return removed;
+  return Ok{};
 }
 
 /// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
@@ -218,7 +315,7 @@ std::size_t classified_interfaces() {
   std::error_code ec;
   for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec)) {
     const std::string pin = entry.path();
-    if (pin == kTunnelInPin || pin == kTunnelOutPin) continue;
+    if (pin == kTunnelInPin || pin == kTunnelOutPin || pin.starts_with(kNextHopPins)) continue;
     auto link = read_link(pin);
     count += !link || (*link && (*link)->ifindex != 0) ? 1 : 0;
   }
@@ -233,7 +330,10 @@ Result<NodeFacts> gather_facts() {
   if (!netlink) return netlink.error();
   auto addresses = netlink->addresses();
   if (!addresses) return addresses.error();
-  for (const InterfaceAddress& a : *addresses) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
+  auto tunnel = netlink->link(paths::kTunnelDevice);
+  if (!tunnel) return tunnel.error();
+  for (const InterfaceAddress& a : *addresses)
+    if (!*tunnel || a.ifindex != (*tunnel)->ifindex) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
   const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
   for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
     facts.interfaces[i->if_name] = static_cast<int>(i->if_index);
@@ -262,10 +362,11 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
   if (auto retired = retire_classes(plan); !retired) return retired;
   if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
-  if (auto ended = end_flows_of_moved_classes(plan); !ended) return ended;
+  if (auto ended = end_flows_of_changed_slots(plan); !ended) return ended;
   if (auto written = write_gateways(plan); !written) return written;
   auto rulesets = write_rulesets(plan);
   if (!rulesets) return rulesets.error();
+  if (auto watched = watch_nexthops(plan, programs); !watched) return watched;
   if (auto written = write_classes(plan, *rulesets); !written) return written;
   if (auto written = write_node(plan, tunnel); !written) return written;
 
@@ -299,6 +400,8 @@ Result<std::size_t> tear_down() {
   std::filesystem::remove(paths::kAppliedConfig);
 
   if (auto removed = remove_tunnel(*netlink, mark_mask); !removed) return removed.error();
+  for (const std::string& pin : nexthop_pins())
+    if (auto removed = remove_link(pin); !removed) return removed.error();
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   if (auto removed = changes->remove_addresses_except(*netlink, {}); !removed) return removed.error();

@@ -120,6 +120,8 @@ Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
   if (!tunnel_in) return tunnel_in.error();
   auto tunnel_out = pin_program(progs.tunnel_out);
   if (!tunnel_out) return tunnel_out.error();
+  auto nexthop_in = pin_program(progs.nexthop_in);
+  if (!nexthop_in) return nexthop_in.error();
 
   for (const Attachment& attachment : attachments) {
     const std::string pin = std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex);
@@ -129,7 +131,7 @@ Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
     if (auto done = attach_link(classify->get(), attachment.host_ifindex, Hook::kIngress, pin); !done)
       return done.error();
   }
-  return Programs{std::move(*classify), std::move(*tunnel_in), std::move(*tunnel_out)};
+  return Programs{std::move(*classify), std::move(*tunnel_in), std::move(*tunnel_out), std::move(*nexthop_in)};
 }
 
 Status remove_pins() {

@@ -4,12 +4,19 @@
 #include <set>
 
 #include "datapath/maps.h"
+#include "datapath/port_sets.h"
 
 namespace egressclass {
 namespace {
 
-using Rules = BpfMap<ec_rule_key, __u32>;
-using Ruleset = std::map<Prefix, __u32>;  // prefix -> enum ec_verdict
+using Rules = BpfMap<ec_rule_key, ec_rule>;
+
+struct Rule {
+  __u32 verdict = 0;   // enum ec_verdict
+  __u32 port_set = 0;  // EC_STEER
+  bool operator==(const Rule&) const = default;
+};
+using Ruleset = std::map<Prefix, Rule>;
 
 ec_rule_key rule_key(std::uint32_t ruleset, const Prefix& prefix) {
   return ec_rule_key{
@@ -18,35 +25,39 @@ ec_rule_key rule_key(std::uint32_t ruleset, const Prefix& prefix) {
 
 Result<std::map<std::uint32_t, Ruleset>> read_all_rulesets(const Rules& rules) {
   std::map<std::uint32_t, Ruleset> found;
-  auto keys = rules.keys();
-  if (!keys) return keys.error();
-  for (const ec_rule_key& key : *keys) {
-    auto verdict = rules.find(key);
-    if (!verdict) return verdict.error();
-    if (*verdict) found[key.tree >> 1U][Prefix{from_ec(key.ip), key.prefixlen - 32}] = **verdict;
-  }
+  auto entries = rules.entries();
+  if (!entries) return entries.error();
+  for (const auto& [key, rule] : *entries)
+    found[key.tree >> 1U][Prefix{from_ec(key.ip), key.prefixlen - 32}] = Rule{rule.verdict, rule.port_set};
   return found;
 }
 
-Ruleset wanted_ruleset(const PlannedClass& c) {
+Result<Ruleset> wanted_ruleset(const PlannedClass& c, PortSets& ports) {
   Ruleset wanted;
-  for (const Prefix& prefix : c.destinations) wanted[prefix] = EC_STEER;
-  for (const Prefix& prefix : c.except) wanted[prefix] = EC_BYPASS;
+  for (const Destination& destination : c.destinations) {
+    auto port_set = ports.number_of(destination.ports);
+    if (!port_set) return port_set.error();
+    wanted[destination.prefix] = {EC_STEER, *port_set};
+  }
+  for (const Prefix& prefix : c.except) wanted[prefix] = {EC_BYPASS};
   return wanted;
 }
 
 Status write_ruleset(const Rules& rules, std::uint32_t id, const Ruleset& wanted) {
-  for (const auto& [prefix, verdict] : wanted)
-    if (auto set = rules.set(rule_key(id, prefix), verdict); !set) return set;
+  for (const auto& [prefix, rule] : wanted)
+    if (auto set = rules.set(rule_key(id, prefix), {rule.verdict, rule.port_set}); !set) return set;
   return Ok{};
 }
 
 /// These two have fixed numbers, so they change in place: first what comes, then what goes.
 Status change_in_place(const Rules& rules, std::uint32_t id, const Ruleset& present, const std::set<Prefix>& prefixes) {
   Ruleset wanted;
-  for (const Prefix& prefix : prefixes) wanted[prefix] = EC_BYPASS;
-  if (auto written = write_ruleset(rules, id, wanted); !written) return written;
-  for (const auto& [prefix, verdict] : present)
+  Ruleset coming;
+  for (const Prefix& prefix : prefixes) wanted[prefix] = {EC_BYPASS};
+  for (const auto& [prefix, rule] : wanted)
+    if (!present.contains(prefix)) coming[prefix] = rule;
+  if (auto written = write_ruleset(rules, id, coming); !written) return written;
+  for (const auto& [prefix, rule] : present)
     if (!wanted.contains(prefix))
       if (auto erased = rules.erase(rule_key(id, prefix)); !erased) return erased;
   return Ok{};
@@ -59,8 +70,10 @@ Result<std::map<std::string, std::uint32_t>> write_rulesets(const Plan& plan) {
   if (!rules) return rules.error();
   auto present = read_all_rulesets(*rules);
   if (!present) return present.error();
+  auto ports = PortSets::load();
+  if (!ports) return ports.error();
 
-  // The ruleset that a class has now; kept if its prefixes are still the wanted ones.
+  // The ruleset that a class has now; kept if its rules are still the wanted ones.
   auto classes = open_classes_map();
   if (!classes) return classes.error();
   std::map<std::string, std::uint32_t> ids;
@@ -69,18 +82,19 @@ Result<std::map<std::string, std::uint32_t>> write_rulesets(const Plan& plan) {
   for (const auto& [id, ruleset] : *present) total += ruleset.size();
   std::uint32_t next = EC_RULESET_FIRST;
   for (const PlannedClass& c : plan.classes) {
-    const Ruleset wanted = wanted_ruleset(c);
+    auto wanted = wanted_ruleset(c, *ports);
+    if (!wanted) return wanted.error();
     auto entry = classes->find(c.id);
     if (!entry) return entry.error();
     if (*entry && (*entry)->vni == c.vni)
-      if (const auto old = present->find((*entry)->ruleset); old != present->end() && old->second == wanted) {
+      if (const auto old = present->find((*entry)->ruleset); old != present->end() && old->second == *wanted) {
         ids[c.name] = old->first;
         continue;
       }
     while (present->contains(next) || new_ones.contains(next)) ++next;
     ids[c.name] = next;
-    total += wanted.size();
-    new_ones[next] = wanted;
+    total += wanted->size();
+    new_ones[next] = std::move(*wanted);
   }
   if (total > EC_MAX_RULES)
     return make_error("too many prefixes", "the map `rules` holds " + std::to_string(EC_MAX_RULES) +
@@ -101,12 +115,18 @@ Status remove_unused_rulesets(const std::map<std::string, std::uint32_t>& used) 
   if (!rules) return rules.error();
   std::set<std::uint32_t> keep = {EC_RULESET_NEVER, EC_RULESET_SENDERS};
   for (const auto& [name, id] : used) keep.insert(id);
-  auto keys = rules->keys();
-  if (!keys) return keys.error();
-  for (const ec_rule_key& key : *keys)
-    if (!keep.contains(key.tree >> 1U))
-      if (auto erased = rules->erase(key); !erased) return erased;
-  return Ok{};
+  std::set<std::uint32_t> port_sets;
+  auto entries = rules->entries();
+  if (!entries) return entries.error();
+  for (const auto& [key, rule] : *entries) {
+    if (keep.contains(key.tree >> 1U))
+      port_sets.insert(rule.port_set);
+    else if (auto erased = rules->erase(key); !erased)
+      return erased;
+  }
+  auto ports = PortSets::load();
+  if (!ports) return ports.error();
+  return ports->remove_unused(port_sets);
 }
 
 }  // namespace egressclass

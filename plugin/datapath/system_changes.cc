@@ -76,6 +76,21 @@ Status SystemChanges::set_sysctl(const std::string& name, const std::string& val
   return write_sysctl(name, value);
 }
 
+Status SystemChanges::forward_ipv6() {
+  const std::string conf = "net/ipv6/conf/";
+  auto forwarding = read_sysctl(conf + "all/forwarding");
+  if (!forwarding) return forwarding.error();
+  if (*forwarding == "1") return Ok{};
+  // A router takes no notice of advertisements, unless it is told to (Documentation/networking/ip-sysctl: accept_ra).
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(sysctl_path(conf), ec)) {
+    const std::string name = conf + entry.path().filename().string() + "/accept_ra";
+    if (auto accepts = read_sysctl(name); accepts && *accepts == "1")
+      if (auto set = set_sysctl(name, "2"); !set) return set;
+  }
+  return set_sysctl(conf + "all/forwarding", "1");
+}
+
 Result<bool> SystemChanges::place_address(const Netlink& netlink, int ifindex, const Ip& ip) {
   auto present = netlink.addresses();
   if (!present) return present.error();
@@ -107,7 +122,8 @@ Status SystemChanges::restore_sysctls() {
   auto router = read_sysctl("net/ipv4/conf/all/forwarding");
   const bool keep_forwarding = router && *router == "1";
   for (const auto& [name, value] : sysctls_)
-    if (std::filesystem::exists(sysctl_path(name)) && !(keep_forwarding && name.ends_with("/forwarding")))
+    if (std::filesystem::exists(sysctl_path(name)) &&
+        !(keep_forwarding && name.starts_with("net/ipv4/") && name.ends_with("/forwarding")))
       if (auto written = write_sysctl(name, value); !written) return written;
   sysctls_.clear();
   return save();

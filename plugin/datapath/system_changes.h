@@ -22,6 +22,9 @@ class SystemChanges {
 
   /// `name` as in "net/ipv4/conf/eth0/forwarding". Unchanged when it has `value` already.
   Status set_sysctl(const std::string& name, const std::string& value);
+  /// IPv6 has one switch for all interfaces. Those that take their default route from router advertisements keep doing
+  /// so.
+  Status forward_ipv6();
   /// Puts the address on the interface; whether it is new there. One that somebody else put there stays theirs.
   Result<bool> place_address(const Netlink& netlink, int ifindex, const Ip& ip);
   /// Removes our addresses but those in `wanted`.

@@ -24,8 +24,25 @@ constexpr const char* kValid = R"({
       "default": true,
       "destinations": ["198.51.100.0/24"],
       "gateways": [ { "address": "192.0.2.22" } ],
-      "egressIPs": ["203.0.113.8"] } ],
-  "clusterCIDRs": ["10.244.0.0/16", "10.96.0.0/12"],
+      "egressIPs": ["203.0.113.8"] },
+    { "name": "many",
+      "destinations": [
+        "::/0",
+        { "cidr": "198.51.100.0/24", "ports": ["udp/5000-5100", "tcp/443", "icmp"] },
+        { "cidr": "203.0.113.128/25", "ports": ["any"] },
+        { "cidr": "2001:db8:2::/48" } ],
+      "ports": ["tcp", "gre"],
+      "otherwise": "drop",
+      "otherFamily": "bypass",
+      "gateways": [
+        { "address": "192.0.2.22" },
+        { "address": "2001:db8::21", "interface": "eth2", "egressIPs": ["2001:db8:1::7", "203.0.113.9"] },
+        { "address": "192.0.2.21" },
+        { "address": "192.0.2.254", "interface": "eth3", "via": "nexthop" } ],
+      "egressIPs": ["203.0.113.10", "2001:db8:1::10", "203.0.113.11", "203.0.113.12"],
+      "spread": "flow",
+      "onChange": "cut" } ],
+  "clusterCIDRs": ["10.244.0.0/16", "10.96.0.0/12", "fd00:244::/48"],
   "nodes": ["192.0.2.21", "192.0.2.22/32", "2001:db8::/64"],
   "annotations": "ignore",
   "markMask": "0x1f7f",
@@ -70,9 +87,38 @@ Prefix prefix(const char* text) {
   return Prefix::parse(text, true, &why).value_or(Prefix{});
 }
 
+std::string joined(const std::vector<std::string>& texts) {
+  std::string all;
+  for (const std::string& text : texts) all += (all.empty() ? "" : " ") + text;
+  return all;
+}
+
+std::string ports_of(const Destination& destination) {
+  std::vector<std::string> rules;
+  for (const PortRule& rule : destination.ports) rules.push_back(rule.str());
+  return joined(rules);
+}
+
+/// The gateways of a class, each with its egress IPs.
+std::vector<std::string> gateways_of(const ClassConfig& c) {
+  std::vector<std::string> gateways;
+  for (const Gateway& gateway : c.gateways) {
+    std::vector<std::string> texts = {gateway.address.str()};
+    for (const Ip& egress_ip : gateway.egress_ips) texts.push_back(egress_ip.str());
+    gateways.push_back(joined(texts));
+  }
+  return gateways;
+}
+
+std::vector<std::string> dealt(const char* gateways, const char* egress_ips) {
+  return gateways_of(valid({{"/classes/2/gateways", gateways}, {"/classes/2/egressIPs", egress_ips}}).classes[2]);
+}
+
+using Texts = std::vector<std::string>;
+
 TEST(Config, ReadsEveryKey) {
   const Config config = valid();
-  ASSERT_EQ(config.classes.size(), 2U);
+  ASSERT_EQ(config.classes.size(), 3U);
   const ClassConfig& billing = config.classes[0];
   EXPECT_EQ(billing.name, "billing");
   ASSERT_EQ(billing.select.size(), 2U);
@@ -81,17 +127,37 @@ TEST(Config, ReadsEveryKey) {
   EXPECT_EQ(billing.select[1].pods, std::vector<std::string>{"checkout-*"});
   EXPECT_FALSE(billing.is_default);
   EXPECT_EQ(billing.entitled, (std::vector<std::string>{"billing", "shop-?"}));
-  EXPECT_EQ(billing.destinations, (std::vector<Prefix>{prefix("0.0.0.0/0"), prefix("::/0")}));
+  EXPECT_EQ(billing.destinations, (std::vector<Destination>{{prefix("0.0.0.0/0"), {}}, {prefix("::/0"), {}}}));
   EXPECT_EQ(billing.except, (std::vector<Prefix>{prefix("10.0.0.0/8"), prefix("fd00::/8")}));
-  EXPECT_EQ(billing.gateway.str(), "192.0.2.21");
-  EXPECT_EQ(billing.interface, "eth1");
-  EXPECT_EQ(billing.egress_ip.str(), "203.0.113.7");
+  EXPECT_EQ(gateways_of(billing), Texts{"192.0.2.21 203.0.113.7"});
+  EXPECT_EQ(billing.gateways[0].interface, "eth1");
+  EXPECT_EQ(billing.gateways[0].via, Via::kGateway);
   EXPECT_EQ(billing.mark, 3U);
   EXPECT_EQ(billing.vni, 77U);
   EXPECT_TRUE(config.classes[1].is_default);
-  EXPECT_EQ(config.classes[1].interface, "");
+  EXPECT_EQ(config.classes[1].gateways[0].interface, "");
   EXPECT_FALSE(config.classes[1].mark);
-  EXPECT_EQ(config.cluster_cidrs, (std::vector<Prefix>{prefix("10.244.0.0/16"), prefix("10.96.0.0/12")}));
+
+  const ClassConfig& many = config.classes[2];
+  ASSERT_EQ(many.destinations.size(), 4U);
+  EXPECT_EQ(many.destinations[1].prefix, prefix("198.51.100.0/24"));
+  EXPECT_EQ(ports_of(many.destinations[0]), "tcp gre");
+  EXPECT_EQ(ports_of(many.destinations[1]), "icmp tcp/443 udp/5000-5100");
+  EXPECT_EQ(ports_of(many.destinations[2]), "");
+  EXPECT_EQ(ports_of(many.destinations[3]), "tcp gre");
+  EXPECT_TRUE(many.otherwise_drop);
+  EXPECT_TRUE(many.other_family_bypass);
+  EXPECT_TRUE(many.spread_flows);
+  EXPECT_FALSE(many.keep_flows);
+  EXPECT_EQ(gateways_of(many),
+            (Texts{"192.0.2.22 203.0.113.10 2001:db8:1::10 203.0.113.12", "2001:db8::21 2001:db8:1::7 203.0.113.9",
+                   "192.0.2.21 203.0.113.11", "192.0.2.254"}));
+  EXPECT_EQ(many.gateways[1].interface, "eth2");
+  EXPECT_EQ(many.gateways[1].via, Via::kGateway);
+  EXPECT_EQ(many.gateways[3].interface, "eth3");
+  EXPECT_EQ(many.gateways[3].via, Via::kNextHop);
+  EXPECT_EQ(config.cluster_cidrs,
+            (std::vector<Prefix>{prefix("10.244.0.0/16"), prefix("10.96.0.0/12"), prefix("fd00:244::/48")}));
   EXPECT_EQ(config.nodes,
             (std::vector<Prefix>{prefix("192.0.2.21/32"), prefix("192.0.2.22/32"), prefix("2001:db8::/64")}));
   EXPECT_FALSE(config.annotations);
@@ -109,6 +175,150 @@ TEST(Config, HasDefaultsForAllButTheClasses) {
   EXPECT_TRUE(config->nodes.empty());
 }
 
+TEST(Config, HasDefaultsForMostKeysOfAClass) {
+  const Config config = valid();
+  const ClassConfig& other = config.classes[1];
+  EXPECT_FALSE(other.otherwise_drop);
+  EXPECT_FALSE(other.other_family_bypass);
+  EXPECT_FALSE(other.spread_flows);
+  EXPECT_TRUE(other.keep_flows);
+  EXPECT_TRUE(other.except.empty());
+  EXPECT_TRUE(other.destinations[0].ports.empty());
+}
+
+TEST(Config, TakesTheDefaultsInWordsToo) {
+  const ClassConfig many = valid({{"/classes/2/otherwise", "\"bypass\""},
+                                  {"/classes/2/otherFamily", "\"drop\""},
+                                  {"/classes/2/spread", "\"pod\""},
+                                  {"/classes/2/onChange", "\"keep\""},
+                                  {"/annotations", "\"honour\""}})
+                               .classes[2];
+  EXPECT_FALSE(many.otherwise_drop);
+  EXPECT_FALSE(many.other_family_bypass);
+  EXPECT_FALSE(many.spread_flows);
+  EXPECT_TRUE(many.keep_flows);
+  EXPECT_TRUE(valid({{"/annotations", "\"honour\""}}).annotations);
+}
+
+TEST(Config, GivesEveryDestinationThePortsOfTheClassUnlessItHasItsOwn) {
+  const auto ports = [](const char* of_class) {
+    Texts texts;
+    for (const Destination& destination : valid({{"/classes/2/ports", of_class}}).classes[2].destinations)
+      texts.push_back(ports_of(destination));
+    return texts;
+  };
+  const std::string own = "icmp tcp/443 udp/5000-5100";
+  EXPECT_EQ(ports(nullptr), (Texts{"", own, "", ""}));
+  EXPECT_EQ(ports("[\"any\"]"), (Texts{"", own, "", ""}));
+  EXPECT_EQ(ports("[\"sctp/9\", \"ah\", \"sctp\", \"esp\"]"),
+            (Texts{"esp ah sctp/9 sctp", own, "", "esp ah sctp/9 sctp"}) /* as protocol numbers and ports are sorted */);
+}
+
+TEST(Config, DealsEgressIpsOutInOrderAndEachFamilyForItself) {
+  const char* three = R"([{"address":"192.0.2.21"},{"address":"192.0.2.22"},{"address":"2001:db8::21"}])";
+  EXPECT_EQ(dealt(three, R"(["203.0.113.9"])"), (Texts{"192.0.2.21 203.0.113.9", "192.0.2.22", "2001:db8::21"}));
+  EXPECT_EQ(dealt(three, R"(["2001:db8:1::9"])"), (Texts{"192.0.2.21 2001:db8:1::9", "192.0.2.22", "2001:db8::21"}));
+  EXPECT_EQ(
+      dealt(three, R"(["203.0.113.9", "203.0.113.10", "2001:db8:1::9", "203.0.113.11", "203.0.113.12"])"),
+      (Texts{"192.0.2.21 203.0.113.9 2001:db8:1::9 203.0.113.12", "192.0.2.22 203.0.113.10", "2001:db8::21 203.0.113.11"}));
+  EXPECT_EQ(
+      dealt(three, R"(["2001:db8:1::9", "2001:db8:1::10", "203.0.113.9", "2001:db8:1::11", "2001:db8:1::12"])"),
+      (Texts{"192.0.2.21 2001:db8:1::9 203.0.113.9 2001:db8:1::12", "192.0.2.22 2001:db8:1::10",
+             "2001:db8::21 2001:db8:1::11"}));
+}
+
+TEST(Config, DealsNothingToGatewaysWithEgressIpsOfTheirOwnAndToNextHops) {
+  EXPECT_EQ(dealt(R"([{"address":"192.0.2.254","via":"nexthop"},
+                      {"address":"192.0.2.21","egressIPs":["2001:db8:1::7"]},
+                      {"address":"192.0.2.22"}])",
+                  R"(["203.0.113.9", "203.0.113.10"])"),
+            (Texts{"192.0.2.254", "192.0.2.21 2001:db8:1::7", "192.0.2.22 203.0.113.9 203.0.113.10"}));
+  EXPECT_EQ(dealt(R"([{"address":"192.0.2.254","via":"nexthop"},{"address":"2001:db8::fe","via":"nexthop"}])", nullptr),
+            (Texts{"192.0.2.254", "2001:db8::fe"}));
+  EXPECT_EQ(dealt(R"([{"address":"192.0.2.21","egressIPs":["203.0.113.9"]},
+                      {"address":"192.0.2.22","egressIPs":["203.0.113.10", "203.0.113.8"]}])",
+                  nullptr),
+            (Texts{"192.0.2.21 203.0.113.9", "192.0.2.22 203.0.113.10 203.0.113.8"}));
+}
+
+/// `count` addresses as a JSON list: `network` with the numbers from 1.
+std::string addresses(const std::string& network, int count, const std::string& rest = "") {
+  std::string list;
+  for (int i = 1; i <= count; ++i) list += (list.empty() ? "\"" : ",\"") + network + std::to_string(i) + '"';
+  return '[' + list + rest + ']';
+}
+
+TEST(Config, AcceptsAsManyEgressIpsPerGatewayAndFamilyAsTheDatapathHas) {
+  const char* two = R"([{"address":"192.0.2.21"},{"address":"192.0.2.22"}])";
+  for (const std::string network : {"203.0.113.1", "2001:db8:1::"}) {
+    EXPECT_EQ(valid({{"/classes/0/egressIPs", addresses(network, 8, ",\"2001:db8:3::1\",\"203.0.113.77\"").c_str()}})
+                  .classes[0]
+                  .gateways[0]
+                  .egress_ips.size(),
+              10U);
+    EXPECT_EQ(problems_of(changed({{"/classes/0/gateways", two}, {"/classes/0/egressIPs", addresses(network, 16).c_str()}})),
+              "");
+    const std::string name = network == "203.0.113.1" ? "IPv4" : "IPv6";
+    EXPECT_EQ(problems_of(changed({{"/classes/0/egressIPs", addresses(network, 10).c_str()}})),
+              "f: classes[0].egressIPs[8]: \"" + network + "9\": is one too many: gateway 192.0.2.21 has 8 " + name +
+                  " addresses in this class already, and may have no more\n");
+    EXPECT_EQ(problems_of(changed({{"/classes/0/gateways", two}, {"/classes/0/egressIPs", addresses(network, 17).c_str()}})),
+              "f: classes[0].egressIPs[16]: \"" + network + "17\": is one too many: gateway 192.0.2.21 has 8 " + name +
+                  " addresses in this class already, and may have no more\n");
+    const std::string own = R"([{"address":"192.0.2.21","egressIPs":)" + addresses(network, 9) + "}]";
+    EXPECT_EQ(problems_of(changed({{"/classes/0/egressIPs", nullptr}, {"/classes/0/gateways", own.c_str()}})),
+              "f: classes[0].gateways[0].egressIPs[8]: \"" + network + "9\": is one too many: gateway 192.0.2.21 has 8 " +
+                  name + " addresses in this class already, and may have no more\n");
+  }
+}
+
+TEST(Config, AcceptsAsManyGatewaysAsTheDatapathHas) {
+  const auto gateways = [](int count) {
+    std::string list;
+    for (int i = 1; i <= count; ++i)
+      list += std::string(list.empty() ? "" : ",") + R"({"address":"2001:db8::)" + std::to_string(i) + R"("})";
+    return '[' + list + ']';
+  };
+  EXPECT_EQ(problems_of(changed({{"/classes/0/gateways", gateways(16).c_str()}})), "");
+  EXPECT_EQ(problems_of(changed({{"/classes/0/gateways", gateways(17).c_str()}})),
+            "f: classes[0].gateways: array: has 17 gateways, and there may be 16\n");
+}
+
+TEST(Config, LetsNoTwoMachinesOwnAnEgressIp) {
+  const char* own = R"([{"address":"192.0.2.21","egressIPs":["203.0.113.7"]},
+                        {"address":"192.0.2.22","egressIPs":["203.0.113.70","203.0.113.7"]}])";
+  EXPECT_EQ(problems_of(changed({{"/classes/0/egressIPs", nullptr}, {"/classes/0/gateways", own}})),
+            "f: classes[0].gateways[1].egressIPs[1]: \"203.0.113.7\": is for gateway 192.0.2.22 here, and by "
+            "classes[0].gateways[0].egressIPs[0] for gateway 192.0.2.21: two machines would own it\n");
+  const char* own_and_dealt = R"([{"address":"192.0.2.21","egressIPs":["203.0.113.7"]},{"address":"192.0.2.22"}])";
+  EXPECT_EQ(problems_of(changed({{"/classes/0/gateways", own_and_dealt}})),
+            "f: classes[0].egressIPs[0]: \"203.0.113.7\": is for gateway 192.0.2.22 here, and by "
+            "classes[0].gateways[0].egressIPs[0] for gateway 192.0.2.21: two machines would own it\n");
+  EXPECT_EQ(problems_of(changed({{"/classes/1/egressIPs/0", "\"203.0.113.7\""}})),
+            "f: classes[1].egressIPs[0]: \"203.0.113.7\": is for gateway 192.0.2.22 here, and by "
+            "classes[0].egressIPs[0] for gateway 192.0.2.21: two machines would own it\n");
+  EXPECT_EQ(problems_of(changed({{"/classes/0/egressIPs/0", "\"2001:db8:1::7\""}})),
+            "f: classes[2].gateways[1].egressIPs[0]: \"2001:db8:1::7\": is for gateway 2001:db8::21 here, and by "
+            "classes[0].egressIPs[0] for gateway 192.0.2.21: two machines would own it\n");
+  // The second of two is on the second gateway: by the dealing out, not by the place in the file.
+  const char* two = R"([{"address":"192.0.2.21"},{"address":"192.0.2.22"}])";
+  const std::vector<Change> apart = {{"/classes/0/gateways", two}, {"/classes/0/egressIPs", R"(["203.0.113.7","203.0.113.8"])"}};
+  EXPECT_EQ(problems_of(changed(apart)), "");
+  const std::vector<Change> crossed = {{"/classes/0/gateways", two}, {"/classes/0/egressIPs", R"(["203.0.113.8","203.0.113.7"])"}};
+  EXPECT_EQ(problems_of(changed(crossed)),
+            "f: classes[1].egressIPs[0]: \"203.0.113.8\": is for gateway 192.0.2.22 here, and by "
+            "classes[0].egressIPs[0] for gateway 192.0.2.21: two machines would own it\n");
+}
+
+TEST(Config, TakesIpv6AddressesInAllTheirSpellingsForOne) {
+  const ClassConfig c = valid({{"/classes/0/gateways/0/address", "\"2001:DB8:0:0::21\""},
+                               {"/classes/0/egressIPs/0", "\"2001:0DB8:0001::00ab\""},
+                               {"/classes/0/destinations/1", "\"2001:Db8:AA::/48\""}})
+                            .classes[0];
+  EXPECT_EQ(gateways_of(c), Texts{"2001:db8::21 2001:db8:1::ab"});
+  EXPECT_EQ(c.destinations[1].prefix.str(), "2001:db8:aa::/48");
+}
+
 TEST(Config, FindsAClassByName) {
   const Config config = valid();
   EXPECT_EQ(config.find("other"), &config.classes[1]);
@@ -118,7 +328,19 @@ TEST(Config, FindsAClassByName) {
 
 TEST(Config, AcceptsWhatLooksOddButIsRight) {
   const std::vector<std::vector<Change>> cases = {
-      {{"/classes/1/egressIPs/0", "\"203.0.113.7\""}},  // two classes may share an egress IP
+      // two classes may share an egress IP of one gateway
+      {{"/classes/1/egressIPs/0", "\"203.0.113.7\""}, {"/classes/1/gateways/0/address", "\"192.0.2.21\""}},
+      {{"/classes/0/egressIPs/0", "\"2001:db8:1::7\""}, {"/classes/0/gateways/0/address", "\"2001:db8::21\""}},
+      // destinations and egress IPs of different families: "otherFamily" says what becomes of them
+      {{"/classes/0/destinations", "[\"::/0\"]"}, {"/classes/0/except", nullptr}},
+      {{"/classes/0/destinations", "[\"0.0.0.0/0\"]"}, {"/classes/0/egressIPs/0", "\"2001:db8:1::9\""}},
+      {{"/classes/0/except", "[\"::/1\", \"0.0.0.0/32\"]"}},
+      {{"/classes/0/ports", "[\"tcp\", \"tcp/443\", \"tcp/443-444\"]"}},  // they may overlap
+      {{"/classes/0/destinations/0", R"({"cidr":"198.51.100.7/32","ports":["any"]})"}},
+      {{"/classes/2/gateways/3/address", "\"192.0.2.22\""},  // a next hop may be a node
+       {"/classes/2/gateways/0/address", "\"2001:db8::22\""},
+       {"/classes/1/gateways/0/address", "\"192.0.2.21\""}},
+      {{"/classes/1/gateways/0", R"({"address":"192.0.2.254","via":"nexthop"})"}, {"/classes/1/egressIPs", nullptr}},
       {{"/classes/1/gateways/0/address", "\"192.0.2.21\""}},
       {{"/classes/0/select", "[]"}},
       {{"/classes/0/except", "[]"}},

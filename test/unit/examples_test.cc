@@ -37,7 +37,9 @@ TEST(Examples, ExampleConfigurationIsValid) { expect_valid(content("conf/config.
 TEST(Examples, ExampleConflistEndsWithThePlugin) {
   auto list = parse_json(content("conf/bridge.conflist"));
   ASSERT_TRUE(list);
-  EXPECT_EQ(list->at("plugins").back().at("type"), "egressclass");
+  const Json& entry = list->at("plugins").back();
+  EXPECT_EQ(entry.at("type"), "egressclass");
+  EXPECT_EQ(entry.at("capabilities").at("io.kubernetes.cri.pod-annotations"), true);  // CNI-54
 }
 
 TEST(Examples, ConfigurationsInTheReadmeAreValid) {
