@@ -189,6 +189,7 @@ class Traffic:
         client = opened(track.place, track.address, "tcp")
         client.settimeout(3)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))    # else the kernel goes on after close()
         client.connect((track.address, track.port))
         closed = threading.Event()
 

@@ -143,8 +143,9 @@ echo 0 >ipv6/icmp/ratelimit; cd /
 
 class FleetOutside(Outside, Place):
     setup = Outside.setup + """
-cd /proc/sys/net; echo 0 >ipv4/icmp_ratelimit; echo 0 >ipv6/icmp/ratelimit; echo 0 >ipv4/conf/all/rp_filter; cd /
-"""
+cd /proc/sys/net; echo 0 >ipv4/icmp_ratelimit; echo 0 >ipv6/icmp/ratelimit; echo 0 >ipv4/conf/all/rp_filter
+for i in all default; do echo 0 >ipv6/conf/$i/accept_redirects; done; cd /
+"""     # redirects: the router sends them when an egress IP goes round between it and a gateway that just lost it
     netns_here = FleetHost.netns_here
 
 
@@ -363,7 +364,7 @@ class Watch:
         return until(lambda: self.read().arrivals(place, **wanted), timeout, 0.005, f"no {wanted} came to {place} within {timeout} s")
 
     def is_foreign(self, record: Record) -> bool:
-        if record.proto == "arp" or not is_outside(record.dst) or record.src in ROUTERS:
+        if record.proto == "arp" or not is_outside(record.dst) or record.src in ROUTERS | {"fe80::1"}:
             return False
         return record.src not in self.owners.get(record.dport, self.allowed)
 
@@ -581,10 +582,10 @@ class LightFleet:
         return Watch(self, allowed, owners)
 
 
-def until(condition: Callable[[], object], timeout: float = 5, every: float = 0.02, what: str = ""):
-    """The first true value of a condition; AssertionError when none came in time."""
+def until(condition: Callable[[], object], timeout: float = 5, every: float = 0.02, what: str | Callable[[], str] = ""):
+    """The first true value of a condition; AssertionError when none came in time. `what` says what then is wrong."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < deadline, what or f"not within {timeout} s"
+        assert time.monotonic() < deadline, (what() if callable(what) else what) or f"not within {timeout} s"
         time.sleep(every)
     return value

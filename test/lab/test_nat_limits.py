@@ -114,7 +114,7 @@ def test_the_whole_range_of_ports(fleet, pods, family):
     address, before = REMOTES[family][0], exhausted(fleet)
     with Receiver(fleet, address) as receiver, no_other_source(fleet, ips(7)):
         open_flows(pods[0], address, range(FIRST, FIRST + ENOUGH), receiver)
-        until(lambda: receiver.read() >= ENOUGH, 3, what=f"{len(receiver.seen)} of {ENOUGH} flows have arrived")
+        until(lambda: receiver.read() >= ENOUGH, 3, what=lambda: f"{len(receiver.seen)} of {ENOUGH} flows have arrived")
         assert exhausted(fleet) == before
         assert max(receiver.seen.values()) == 1, "two flows have the same address and port"
 
@@ -151,7 +151,7 @@ def test_second_egress_ip_takes_over(fleet, pods, family):
         open_flows(pods[2], address, range(FIRST + 2000, LAST + 1), receiver)
         open_flows(pods[3], address, range(FIRST, FIRST + RANGE // 2), receiver)
         total = RANGE + RANGE // 2
-        until(lambda: receiver.read() == total, 3, what=f"{total - len(receiver.seen)} of {total} flows were refused")
+        until(lambda: receiver.read() == total, 3, what=lambda: f"{total - len(receiver.seen)} of {total} flows were refused")
         assert exhausted(fleet) == before
         assert {source for source, _ in receiver.seen} == {egress_ip(8, family), egress_ip(9, family)}
         assert receiver.of(preferred) > RANGE // 2

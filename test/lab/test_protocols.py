@@ -299,8 +299,7 @@ def test_fragments_whose_first_never_comes(fleet, watch, make_pod, family, on):
     whole = fragments(mine, address, socket.IPPROTO_UDP, udp(mine, address, 5555, PORT, bytes(3000)), size=1024, ident=random.getrandbits(16))
     raw(pod, whole[1:])
     assert ask(pod, address).source == WEB[family]
-    seen = watch.read()
-    assert not [record for record in seen["outside"] if record.dst == address and record.proto == "udp"]
+    assert not watch.read().arrivals(dst=address, proto="udp")
 
 
 # --- other transports
@@ -433,7 +432,7 @@ def test_v4_options(fleet, watch, beyond, old_pods, on, options):
     if options[0] == 0x83:
         raw(pod, packet)
         assert ask(pod, address).source == WEB[4]
-        assert not [record for record in watch.read()["outside"] if record.dst == address and record.proto == "udp"]
+        assert not watch.read().arrivals(dst=address, proto="udp")
     else:
         fate(fleet, beyond, pod, packet, b"behind")
 

@@ -70,10 +70,11 @@ def icmp_error(client: socket.socket, timeout: float = 2) -> IcmpError | None:
     poll = select.poll()
     poll.register(client, select.POLLERR)
     while (rest := deadline - time.monotonic()) > 0:
-        poll.poll(rest * 1000)
+        if not poll.poll(rest * 1000):
+            break
         try:
             _, notes, _, _ = client.recvmsg(2048, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):     # which of them, depends on whether the socket has a timeout
             continue
         for level, _, data in notes:
             number, origin, kind, code, _, info, _ = struct.unpack_from("IBBBBII", data)       # sock_extended_err, then a sockaddr
