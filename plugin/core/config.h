@@ -38,7 +38,8 @@ struct Gateway {
   Ip address;
   Via via = Via::kGateway;
   std::string interface;       ///< where its egress IPs go, or towards the next hop; empty: by route
-  std::vector<Ip> egress_ips;  ///< its own, or dealt out of the class's; at most EC_MAX_SLOTS of each family
+  std::vector<Ip> egress_ips;  ///< at most EC_MAX_SLOTS of each family
+  bool has_own_ips = false;    ///< they are in the gateway's key "egressIPs", else dealt out of the class's
 };
 
 struct ClassConfig {

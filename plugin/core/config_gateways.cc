@@ -70,6 +70,7 @@ Gateway GatewayReader::read_gateway(const Field& field, const std::vector<Gatewa
       key->refuse("a next hop has no egress IPs of ours: it gets packets with the pod's address");
     else if (address)
       for (EgressIp& ip : own) give(&ip, &gateway);
+    gateway.has_own_ips = true;
     note(own);
   }
   return gateway;

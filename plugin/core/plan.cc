@@ -220,14 +220,13 @@ class ClassPlanner {
   }
 
   void check_egress_ips(std::size_t i, bool local) {
+    const std::string path = (c_.gateways[i].has_own_ips ? gateway_path(i) : class_path(index_)) + ".egressIPs";
     for (const Ip& ip : c_.gateways[i].egress_ips) {
-      const std::string path = class_path(index_);  // the class's key or the gateway's own
       if (const auto pod = facts_.pods.find(ip); pod != facts_.pods.end())
         refuse(path, in_quotes(ip.str()), "pod " + pod->second + " uses this address");
       if (!local && find_address(facts_, ip) != nullptr && !facts_.placed.contains(ip))
-        refuse(
-            path, in_quotes(ip.str()),
-            "this node uses the address, and is not the gateway " + c_.gateways[i].address.str() + " that it is for");
+        refuse(path, in_quotes(ip.str()),
+               "this node uses the address, and is not gateway " + c_.gateways[i].address.str() + ", for which it is");
     }
   }
 

@@ -88,7 +88,8 @@ def test_check_only_changes_nothing(applied):
 # --- bad input
 
 def broken(**keys) -> dict:
-    return configuration(WEB | keys, FAR)
+    """None: without that key."""
+    return configuration({key: value for key, value in (WEB | keys).items() if value is not None}, FAR)
 
 
 BAD = {
@@ -109,8 +110,8 @@ BAD = {
     "reserved mark": (broken(mark="0x1f7f"), "classes[0].mark", '"0x1f7f"', "reserved"),
     "narrow mask": (BOTH | {"markMask": "0x3"}, "markMask", '"0x3"', "bits"),
     "same VNI": (configuration(WEB | {"vni": 7}, FAR | {"vni": 7}), "classes[1].vni", "7", '"web"'),
-    "IPv6 egress IP": (broken(egressIPs=["2001:db8::1"]), "classes[0].egressIPs[0]", '"2001:db8::1"', "IPv4"),
-    "IPv6 gateway": (broken(gateways=[{"address": "2001:db8::1"}]), "classes[0].gateways[0].address", '"2001:db8::1"', "IPv4"),
+    "IPv6 gateway and a node without IPv6": (broken(gateways=[{"address": "2001:db8::1"}]) | {"nodes": ["192.0.2.0/24", "2001:db8::1"]},
+                                             "classes[0].gateways[0].address", '"2001:db8::1"', "none of that family"),
     "host bits": (broken(destinations=["10.1.2.3/8"]), "classes[0].destinations[0]", '"10.1.2.3/8"', "10.0.0.0/8"),
     "host bits in clusterCIDRs": (BOTH | {"clusterCIDRs": ["10.244.0.1/16"]}, "clusterCIDRs[0]", '"10.244.0.1/16"', "host bits"),
     "prefix length": (broken(destinations=["10.0.0.0/33"]), "classes[0].destinations[0]", '"10.0.0.0/33"', "0 to 32"),
@@ -121,8 +122,10 @@ BAD = {
     "egress IP of a node": (broken(egressIPs=["192.0.2.11"]), "classes[0].egressIPs[0]", '"192.0.2.11"', "a node uses it"),
     "loopback egress IP": (broken(egressIPs=["127.0.0.1"]), "classes[0].egressIPs[0]", '"127.0.0.1"', "loopback"),
     "no egress IP": (broken(egressIPs=[]), "classes[0].egressIPs", "[]", ""),
-    "several egress IPs": (broken(egressIPs=["203.0.113.7", "203.0.113.8"]), "classes[0].egressIPs", "", "not supported"),
-    "several gateways": (broken(gateways=[{"address": ADDRESS}, {"address": "192.0.2.11"}]), "classes[0].gateways", "", "not supported"),
+    "gateway twice": (broken(gateways=[{"address": ADDRESS}, {"address": ADDRESS}]), "classes[0].gateways[1].address",
+                      f'"{ADDRESS}"', "already"),
+    "next hop on no network of ours": (broken(egressIPs=None, gateways=[{"address": "198.51.100.1", "via": "nexthop"}]),
+                                       "classes[0].gateways[0].address", '"198.51.100.1"', "interface"),
     "gateway that is no node": (broken(gateways=[{"address": "192.0.2.99"}]), "classes[0].gateways[0].address", '"192.0.2.99"', "nodes"),
     "no nodes": ({"classes": [WEB]}, "nodes", "", "missing"),
     "nodes without this one": (BOTH | {"classes": [FAR], "nodes": ["192.0.2.11"]}, "nodes", "", "this node"),
@@ -198,7 +201,7 @@ def test_egress_ip_that_this_node_has_without_being_the_gateway_is_refused(appli
     applied.run("ip addr add 203.0.113.9/32 dev eth0")
     before = applied.snapshot()
     done = applied.apply(check=False)
-    assert done.returncode == 2 and 'classes[1].egressIPs[0]: "203.0.113.9": this node uses the address' in done.stderr
+    assert done.returncode == 2 and 'classes[1].egressIPs: "203.0.113.9": this node uses the address' in done.stderr
     assert applied.snapshot() == before
 
 
@@ -209,7 +212,7 @@ def test_egress_ip_that_a_pod_has_is_refused(applied):
     applied.add(pod)
     before = applied.snapshot()
     done = applied.apply(configuration(WEB | {"egressIPs": ["203.0.113.50"]}, FAR), check=False)
-    assert done.returncode == 2 and 'classes[0].egressIPs[0]: "203.0.113.50": pod web/p5 uses this address' in done.stderr
+    assert done.returncode == 2 and 'classes[0].egressIPs: "203.0.113.50": pod web/p5 uses this address' in done.stderr
     assert applied.snapshot() == before
 
 
@@ -471,7 +474,10 @@ def test_status_and_pods_for_people_and_machines(applied, outside):
     assert machine["node"] == ADDRESS and machine["pods"] == 1 and machine["problems"] == []
     web, far = machine["classes"]
     assert (web["name"], web["role"], web["pods"], web["mark"]) == ("web", "gateway", 1, "0x1")
-    assert (far["name"], far["role"], far["pods"], far["gateway"]) == ("far", "worker", 0, "192.0.2.11")
+    assert (far["name"], far["role"], far["pods"]) == ("far", "worker", 0)
+    assert web["gateways"] == [{"address": ADDRESS, "path": "local", "ipv4": True, "ipv6": False}]
+    assert far["gateways"] == [{"address": "192.0.2.11", "path": "tunnel", "ipv4": True, "ipv6": False}]
+    assert web["egressIPs"] == [{"address": "203.0.113.7", "mark": "0x1"}] and far["egressIPs"] == []
     assert web["traffic"]["steered_local"]["packets"] > 0
     assert machine["gateways"][0]["address"] == "192.0.2.11"
     for word in ("healthy", "web", "far", "gateway", "worker", "192.0.2.11", "steered_local", "DROPPED"):
