@@ -284,7 +284,7 @@ def points(start: Callable[[], Stepper]) -> list[int]:
 
 # --- the kernel's state
 
-OBJ_GET, LOOKUP, NEXT_KEY = 7, 1, 4
+LOOKUP, NEXT_KEY, OBJ_GET, INFO = 1, 4, 7, 15
 RUN = Path("/run/egressclass")
 
 
@@ -294,10 +294,12 @@ def pinned(path: str) -> int:
 
 
 class Map:
-    def __init__(self, name: str, key_size: int, value_size: int):
+    def __init__(self, name: str):
         self.handle = pinned(f"{PINS}/maps/{name}")
-        self.key_size, self.value_size = key_size, value_size
         weakref.finalize(self, os.close, self.handle)
+        info = ctypes.create_string_buffer(128)     # struct bpf_map_info: type, id, key_size, value_size, ...
+        bpf(INFO, struct.pack("IIQ", self.handle, len(info), ctypes.addressof(info)))
+        self.key_size, self.value_size = struct.unpack_from("2I", info, 8)
 
     def get(self, key: bytes) -> bytes | None:
         wanted, value = ctypes.create_string_buffer(key, self.key_size), ctypes.create_string_buffer(self.value_size)
@@ -325,7 +327,7 @@ class Kernel:
     """Open handles of the maps that pods have entries in: good as long as they stay pinned."""
 
     def __init__(self) -> None:
-        self.attachments, self.endpoints, self.classes = Map("attachments", 4, 24), Map("endpoints", 16, 32), Map("classes", 4, 32)
+        self.attachments, self.endpoints, self.classes = Map("attachments"), Map("endpoints"), Map("classes")
 
     def traces(self) -> dict:
         """All that attachments have left on the node; empty when nothing."""
