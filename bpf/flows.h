@@ -131,7 +131,7 @@ static __always_inline struct decision decide_flow(struct __sk_buff* skb, const 
     if (flow && !icmp_error) bpf_map_delete_elem(&flows, key);
     return bypassed();
   }
-  bool replies = icmp_error ? find_tracked(skb, key) == TRACKED_REPLY : !is_own && answers_inbound(skb, p, key);
+  bool replies = icmp_error ? find_tracked(skb, key) == TRACKED_REPLY : !flow && answers_inbound(skb, p, key);
   if (replies) {
     if (flow && !icmp_error) bpf_map_delete_elem(&flows, key);
     struct decision d = {.verdict = EC_REPLY};

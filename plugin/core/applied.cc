@@ -90,6 +90,15 @@ Result<Applied> Applied::from_json(const std::string& text) {
   return applied;
 }
 
+Attachment reclassed(const Applied& applied, Attachment attachment) {
+  const auto choice = choose_class(applied.selection, attachment.pod, kConfigPath);
+  if (!choice || choice->chosen == nullptr) return attachment;
+  attachment.class_name = choice->chosen->name;
+  attachment.class_id = applied.ids.at(choice->chosen->name);
+  attachment.class_vni = choice->chosen->vni;
+  return attachment;
+}
+
 namespace {
 
 Result<std::optional<Applied>> read_applied_from(const char* path) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "core/attachment.h"
 #include "core/config.h"
 #include "util/result.h"
 
@@ -23,6 +24,10 @@ struct Applied {
   std::string to_json() const;
   static Result<Applied> from_json(const std::string& text);
 };
+
+/// The attachment of a running pod as it has to be now: with another class, if another one is chosen for the pod. One
+/// that gets no class, or may not have the one that it names, keeps what it has.
+Attachment reclassed(const Applied& applied, Attachment attachment);
 
 /// No value: nothing is applied.
 Result<std::optional<Applied>> read_applied();

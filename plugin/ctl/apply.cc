@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
+#include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/config.h"
@@ -11,6 +13,7 @@
 #include "datapath/paths.h"
 #include "util/file.h"
 #include "util/lock.h"
+#include "util/text.h"
 
 namespace egressclass::ctl {
 namespace {
@@ -38,12 +41,23 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
                     : "and removing the rest failed too; traffic of pods with a class is dropped");
 }
 
-void report(const Plan& plan) {
+std::map<std::string, std::string> classes_of_pods() {
+  std::map<std::string, std::string> classes;
+  for (const Attachment& attachment : list_attachments()) classes[attachment.key] = attachment.class_name;
+  return classes;
+}
+
+void report(const Plan& plan, const std::map<std::string, std::string>& classes_before) {
   std::size_t local = 0;
   for (const PlannedClass& c : plan.classes) local += c.slots.empty() ? 0 : 1;
   const auto& underlay = plan.underlay4 ? plan.underlay4 : plan.underlay6;
   std::printf("applied: %zu classes, this node (%s) is the gateway of %zu\n", plan.classes.size(),
               underlay ? underlay->ip.str().c_str() : "-", local);
+  for (const Attachment& attachment : list_attachments())
+    if (const auto before = classes_before.find(attachment.key);
+        before != classes_before.end() && before->second != attachment.class_name)
+      std::printf("pod %s/%s: class %s, before %s\n", printable(attachment.pod.name_space).c_str(),
+                  printable(attachment.pod.name).c_str(), attachment.class_name.c_str(), before->second.c_str());
 }
 
 }  // namespace
@@ -74,6 +88,7 @@ int apply(const std::string& file, bool check_only) {
   if (!previous) return fail(previous.error());
   auto programs = install_programs(list_attachments());
   if (!programs) return fail(programs.error());
+  const auto classes_before = classes_of_pods();
   auto done = realize(*plan, *programs);
   if (done) done = write_file_atomic(paths::kAppliedConfig, **text);
   if (!done) {
@@ -81,7 +96,7 @@ int apply(const std::string& file, bool check_only) {
     roll_back(*previous, *programs);
     return kFailure;
   }
-  report(*plan);
+  report(*plan, classes_before);
   return kSuccess;
 }
 

@@ -300,7 +300,15 @@ bool is_alive(const Netlink& netlink, const Attachment& attachment) {
   return link && *link && (*link)->name == attachment.host_veth && (*link)->mac == attachment.host_mac;
 }
 
-/// A pod that lost its classifier, or an entry, gets it back.
+/// Running pods for which another class is chosen now: their records say so, and repair_pods() does the rest.
+Status reclass_pods(const Plan& plan) {
+  for (const Attachment& attachment : list_attachments())
+    if (const Attachment wanted = reclassed(plan.applied, attachment); wanted != attachment)
+      if (auto saved = save_attachment(wanted); !saved) return saved;
+  return Ok{};
+}
+
+/// A pod that lost its classifier, or an entry, or has another class by its record, gets what it should have.
 Status repair_pods(const Netlink& netlink) {
   for (const Attachment& attachment : list_attachments())
     if (is_alive(netlink, attachment) && !check_pod(attachment))
@@ -370,6 +378,7 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (auto written = write_classes(plan, *rulesets); !written) return written;
   if (auto written = write_node(plan, tunnel); !written) return written;
 
+  if (auto reclassed = reclass_pods(plan); !reclassed) return reclassed;
   if (auto repaired = repair_pods(*netlink); !repaired) return repaired;
 
   // Then what nothing leads to any more.
