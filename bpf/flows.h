@@ -49,14 +49,18 @@ static __always_inline bool opens_flow(const struct packet* p) {
   return p->proto == IPPROTO_SCTP && p->type == SCTP_INIT;
 }
 
-/* The entry of a flow that the pod opened, and that still counts. */
+/* The entry of a flow that the pod opened. One that does not count any more is removed, lest it counts again with the
+ * next packet. */
 static __always_inline struct ec_flow* own_flow(const struct packet* p, const struct ec_flow_key* key) {
   struct ec_flow* flow = bpf_map_lookup_elem(&flows, key);
   if (!flow) return 0;
-  if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_SYN)) return 0; /* an older one had the same ports */
   __u64 now = bpf_ktime_get_ns();
   __s64 idle = now - flow->last_seen_ns; /* negative: another CPU has just set it */
-  if (p->proto != IPPROTO_TCP && idle > EC_IDLE_FLOW_NS) return 0;
+  bool is_older = p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_SYN); /* and had the same ports */
+  if (is_older || (key->proto != IPPROTO_TCP && idle > EC_IDLE_FLOW_NS)) {
+    bpf_map_delete_elem(&flows, key);
+    return 0;
+  }
   if (idle > EC_FLOW_REFRESH_NS) flow->last_seen_ns = now;
   return flow;
 }

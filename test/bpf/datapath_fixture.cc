@@ -255,7 +255,7 @@ void Node::make_devices() {
   shell("ip link set uplink address " + mac_text(kUplinkMac));
   shell("ip link set outside address " + mac_text(kOutsideMac));
   for (const char* address : {kUnderlay, kSecondAddress, kUnderlay6})
-    shell(std::string("ip addr add dev uplink nodad ") + address + (Ip::parse(address)->is_v4() ? "/24" : "/64"));
+    shell(std::string("ip addr add dev uplink ") + address + (Ip::parse(address)->is_v4() ? "/24" : "/64 nodad"));
   const auto add_neighbour = [](const char* device, const char* address) {
     shell(std::string("ip neigh add dev ") + device + " lladdr " + mac_text(kNextHopMac) + " nud permanent " + address);
   };
