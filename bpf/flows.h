@@ -31,12 +31,13 @@ static __always_inline void reverse_flow_key_of(const struct packet* p, struct e
 }
 
 /* The flow of the packet that an ICMP error is about, as that packet has it, or as its receiver answers it. False: the
- * error does not say. */
+ * error does not say, or is about what others sent or received. */
 __noinline int read_flow_in_error(struct __sk_buff* skb, const struct packet* error, struct ec_flow_key* key,
                                   int reverse) {
   struct packet about = {};
   if (!error || !key) return false;
   if (!read_packet_in_error(skb, error, &about)) return false;
+  if (!(reverse ? same_ip(&about.dst, &error->src) : same_ip(&about.src, &error->dst))) return false;
   if (reverse)
     reverse_flow_key_of(&about, key);
   else
