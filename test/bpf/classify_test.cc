@@ -37,15 +37,6 @@ struct Case {
 
 std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.claim << ", given" << c.packet; }
 
-bool is_v6(const std::string& address) { return address.find(':') != std::string::npos; }
-
-// To another MAC address than the host veth's: that of a bridge, for example.
-Packet pod_sends(const char* dst) { return Packet().from(kPodMac).to(kForeignMac).ip(is_v6(dst) ? kPod6 : kPod, dst); }
-
-Packet local_pod_sends(const char* dst) {
-  return Packet().from(kLocalPodMac).to(kForeignMac).ip(is_v6(dst) ? kLocalPod6 : kLocalPod, dst);
-}
-
 // The flows that conntrack knows: another opened one to the pod, to its address or to a port of the node, or the pod
 // opened it itself.
 std::string flow(const char* protocol, const char* src, unsigned sport, const char* dst, unsigned dport) {
@@ -67,9 +58,7 @@ Packet request() { return Packet().ip(kOutside, kPod); }  // what the pod has go
 
 class ClassifyTest : public DatapathTest {
  protected:
-  Outcome from_pod(const Packet& packet, std::uint32_t mark = 0) {
-    return node_.run(Program::kClassify, packet.bytes(), node_.ifindex("pod0"), mark);
-  }
+  Outcome from_pod(const Packet& packet, std::uint32_t mark = 0) { return node_.classify(packet, "pod0", mark); }
 };
 
 /// To the tunnel goes what the other end takes; the host's own stack gets what is marked; the rest is untouched.
@@ -517,9 +506,7 @@ Case is_no_ip(const char* claim, const Packet& packet) {
 }
 
 /// An SCTP packet between the ports 80 and 5555: the common header, and one chunk's.
-Bytes sctp(std::uint8_t chunk) {
-  return {0, 80, 0x15, 0xb3, 0, 0, 0, 1, 0, 0, 0, 0, chunk, 0, 0, 4};
-}
+Bytes sctp(std::uint8_t chunk) { return {0, 80, 0x15, 0xb3, 0, 0, 0, 1, 0, 0, 0, 0, chunk, 0, 0, 4}; }
 
 INSTANTIATE_TEST_SUITE_P(
     Replies, Classify,
@@ -695,10 +682,11 @@ class Flows : public ClassifyTest {
   }
   std::optional<ec_flow> flow_of(std::uint8_t protocol) const { return node_.find<ec_flow>("flows", key(protocol)); }
   void put_flow(std::uint8_t protocol, std::uint64_t idle_ns) {
-    node_.put("flows", key(protocol), ec_flow{.last_seen_ns = monotonic_ns() - idle_ns,
-                                         .gateway = ec(kGateway),
-                                         .class_id = kTunnelClass,
-                                         .generation = 0});
+    node_.put("flows", key(protocol),
+              ec_flow{.last_seen_ns = monotonic_ns() - idle_ns,
+                      .gateway = ec(kGateway),
+                      .class_id = kTunnelClass,
+                      .generation = 0});
   }
   std::uint32_t mark_of_tcp(std::uint8_t flags) { return from_pod(pod_sends(kOutside).tcp(80, 5555, flags)).mark; }
   std::uint32_t mark_of_udp() { return from_pod(pod_sends(kOutside).udp(80, 5555)).mark; }
