@@ -25,12 +25,12 @@ std::string by_gateway(const char* address) {
 // What conntrack knows: another opened a flow to the pod, or the pod did.
 std::string inbound(const char* protocol) {
   const bool tcp = std::string(protocol) == "tcp";
-  return std::string("-f ipv6 -p ") + protocol + " -s " + kOutside6 + " --sport 5555 -d " + kPod6 + " --dport 80" +
+  return std::string("-p ") + protocol + " -s " + kOutside6 + " --sport 5555 -d " + kPod6 + " --dport 80" +
          (tcp ? " --state ESTABLISHED" : "") + " -u SEEN_REPLY,ASSURED";
 }
 
 std::string own(const char* protocol) {
-  return std::string("-f ipv6 -p ") + protocol + " -s " + kPod6 + " --sport 80 -d " + kOutside6 +
+  return std::string("-p ") + protocol + " -s " + kPod6 + " --sport 80 -d " + kOutside6 +
          " --dport 5555 -u SEEN_REPLY,ASSURED";
 }
 
