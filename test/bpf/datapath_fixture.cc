@@ -42,7 +42,6 @@ constexpr std::uint16_t kTunnelPort = 8479;
 constexpr milliseconds kArrival{1000};  // of what must come
 constexpr milliseconds kMoment{15};     // of what must not
 constexpr Mac kUplinkMac = {0x0a, 0, 0, 0, 0xff, 1};
-constexpr Mac kOutsideMac = {0x0a, 0, 0, 0, 0xff, 2};
 constexpr unsigned kTunnelMtu = 1450;
 
 // Marks and VNIs: see the constants of the same names.

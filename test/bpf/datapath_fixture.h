@@ -82,6 +82,7 @@ inline constexpr Mac kPodHostMac = {0x0a, 0, 0, 0, 1, 1};
 inline constexpr Mac kLocalPodMac = {0x0a, 0, 0, 0, 1, 6};
 inline constexpr Mac kLocalPodHostMac = {0x0a, 0, 0, 0, 1, 2};
 inline constexpr Mac kNextHopMac = {0x0a, 0, 0, 0, 0xff, 0xff};  // of whatever is behind uplink and outside
+inline constexpr Mac kOutsideMac = {0x0a, 0, 0, 0, 0xff, 2};
 inline constexpr Mac kTunnelDeviceMac = {0x02, 0xee, 0, 0, 0, 1};
 inline constexpr Mac kForeignMac = {0x0a, 0, 0, 0, 9, 9};
 

@@ -96,7 +96,7 @@ TEST_F(NextHopTest, ThePacketKeepsItsMarkForTheLink) {
 }
 
 TEST_F(NextHopTest, TheLastHopIsTheKernelsToTell) {
-  for (const std::uint8_t ttl : {0, 1}) {
+  for (const std::uint8_t ttl : Bytes{0, 1}) {
     for (const char* dst : {kOutside, kOutside6}) {
       const Packet packet = pod_sends(dst).udp(1, 2).ttl(ttl);
       const Outcome outcome = node_.classify(packet);
