@@ -263,6 +263,8 @@ void Node::make_devices() {
        {kGateway, kGateway2, kGateway3, kGateway4, kWorker, kSecondWorker, kStranger, kGateway6, kWorker6})
     add_neighbour("uplink", address);
   for (const char* address : {kNextHop, kNextHop6}) add_neighbour("outside", address);
+  for (const char* prefix : {"203.0.113.0/24", "2001:db8:113::/64"})
+    shell(std::string("ip route add dev outside ") + prefix);
 
   shell("ip link add egress0 address " + mac_text(kTunnelDeviceMac) + " type vxlan external nolearning dstport " +
         std::to_string(kTunnelPort));
