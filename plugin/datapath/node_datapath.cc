@@ -76,11 +76,6 @@ Status write_gateways(const Plan& plan) {
   return make_equal(*map, wanted);
 }
 
-std::uint32_t seed_of(const Ip& ip) {
-  const ec_ip address = to_ec(ip);
-  return ec_finish(ec_hash_ip(0, &address));
-}
-
 ec_hop hop_entry(const PlannedHop& hop) {
   ec_hop entry{};
   entry.address = to_ec(hop.address);
