@@ -41,6 +41,10 @@ std::optional<Target> Target::parse(std::string_view text, std::string* why) {
   Target target{*address, {}, {}};
   if (slash == std::string_view::npos && !parts.has_port) return target;
 
+  if (protocol.find('/') != std::string::npos) {
+    *why = "must have the port behind the address";
+    return std::nullopt;
+  }
   std::string rule_text = protocol.empty() && slash == std::string_view::npos ? "tcp" : protocol;
   if (parts.has_port) rule_text += "/" + std::string(parts.port);
   const auto rule = PortRule::parse(rule_text, why);
@@ -49,7 +53,8 @@ std::optional<Target> Target::parse(std::string_view text, std::string* why) {
     *why = "must name one port, not a range";
     return std::nullopt;
   }
-  target.protocol = rule->protocol == IPPROTO_ICMP && !address->is_v4() ? IPPROTO_ICMPV6 : rule->protocol;
+  target.protocol = rule->protocol;
+  if (rule->protocol == IPPROTO_ICMP && !address->is_v4()) target.protocol = IPPROTO_ICMPV6;
   if (parts.has_port) target.port = rule->first;
   return target;
 }
@@ -62,9 +67,9 @@ std::string Target::str() const {
   std::string text = port && !address.is_v4() ? "[" + address.str() + "]" : address.str();
   if (port) text += ":" + std::to_string(*port);
   if (!protocol) return text;
-  const bool is_icmp6 = *protocol == IPPROTO_ICMPV6;
-  const auto number = static_cast<std::uint8_t>(is_icmp6 ? int{IPPROTO_ICMP} : int{*protocol});
-  return text + "/" + PortRule{.protocol = number}.str();
+  PortRule rule{.protocol = *protocol};
+  if (rule.protocol == IPPROTO_ICMPV6) rule.protocol = IPPROTO_ICMP;
+  return text + "/" + rule.str();
 }
 
 }  // namespace egressclass

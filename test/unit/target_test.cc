@@ -51,7 +51,7 @@ TEST(Target, AnythingElseIsRefusedWithTheReason) {
            {"192.0.2.1/", "unknown protocol"},
            {"192.0.2.1/TCP", "unknown protocol"},
            {"192.0.2.1/any", "unknown protocol"},
-           {"192.0.2.1/tcp/80", "unknown protocol"},
+           {"192.0.2.1/tcp/80", "behind the address"},
            {"192.0.2.1:80/icmp", "no ports"},
            {"2001:db8::1:443/tcp ", "unknown protocol"},
            {"[192.0.2.1", "ADDR"},
