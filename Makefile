@@ -98,7 +98,10 @@ $(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL))
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -pthread
 
-$(B)/test/bpf: $(call sanitized,$(BPF_TESTS) $(UTIL) $(CORE))
+# What fills the maps.
+MAP_FILLERS := $(addprefix plugin/datapath/,plan_maps.cc port_sets.cc rulesets.cc)
+
+$(B)/test/bpf: $(call sanitized,$(BPF_TESTS) $(UTIL) $(CORE) $(MAP_FILLERS))
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -pthread

@@ -238,7 +238,7 @@ int tunnel_out(struct __sk_buff* skb) {
 
 /* Whether the packet belongs to a flow that the pod it is for has opened by a next hop. */
 static __noinline bool is_of_nexthop(struct __sk_buff* skb, struct packet* p, const struct ec_endpoint* pod) {
-  struct ec_fragment_key fragment = {.src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->proto};
+  struct ec_fragment_key fragment = fragment_key_of(p);
   if (p->later_fragment) return bpf_map_lookup_elem(&fragments, &fragment) != 0;
   if (!read_transport(skb, p)) return false;
   struct ec_flow_key key = {};

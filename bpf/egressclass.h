@@ -218,14 +218,14 @@ EC_SIZE(ec_worker, 40);
 struct ec_fragment_key {
   struct ec_ip src, dst;
   __u32 id;
-  __u32 proto;
+  __u32 proto; /* IPv6: 0; a later fragment does not have that of the transport */
 };
 EC_SIZE(ec_fragment_key, 40);
 
 struct ec_fragment {
   struct ec_ip gateway; /* EC_STEER */
-  __u32 verdict;        /* enum ec_verdict */
-  __u32 pad;
+  __u32 verdict;        /* enum ec_verdict; 0: drop */
+  __u32 reason;         /* of the drop: enum ec_event */
 };
 EC_SIZE(ec_fragment, 24);
 

@@ -30,13 +30,20 @@ static __always_inline void reverse_flow_key_of(const struct packet* p, struct e
   key->proto = p->proto;
 }
 
+static __always_inline struct ec_fragment_key fragment_key_of(const struct packet* p) {
+  struct ec_fragment_key key = {
+      .src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->ipv4 ? p->proto : 0};
+  return key;
+}
+
 /* The flow of the packet that an ICMP error is about, as that packet has it, or as its receiver answers it. False: the
- * error does not say. */
+ * error does not say, or is about what others sent or received. */
 __noinline int read_flow_in_error(struct __sk_buff* skb, const struct packet* error, struct ec_flow_key* key,
                                   int reverse) {
   struct packet about = {};
   if (!error || !key) return false;
   if (!read_packet_in_error(skb, error, &about)) return false;
+  if (!(reverse ? same_ip(&about.dst, &error->src) : same_ip(&about.src, &error->dst))) return false;
   if (reverse)
     reverse_flow_key_of(&about, key);
   else
@@ -49,14 +56,18 @@ static __always_inline bool opens_flow(const struct packet* p) {
   return p->proto == IPPROTO_SCTP && p->type == SCTP_INIT;
 }
 
-/* The entry of a flow that the pod opened, and that still counts. */
+/* The entry of a flow that the pod opened. One that does not count any more is removed, lest it counts again with the
+ * next packet. */
 static __always_inline struct ec_flow* own_flow(const struct packet* p, const struct ec_flow_key* key) {
   struct ec_flow* flow = bpf_map_lookup_elem(&flows, key);
   if (!flow) return 0;
-  if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_SYN)) return 0; /* an older one had the same ports */
   __u64 now = bpf_ktime_get_ns();
   __s64 idle = now - flow->last_seen_ns; /* negative: another CPU has just set it */
-  if (p->proto != IPPROTO_TCP && idle > EC_IDLE_FLOW_NS) return 0;
+  bool is_older = p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_SYN); /* and had the same ports */
+  if (is_older || (key->proto != IPPROTO_TCP && idle > EC_IDLE_FLOW_NS)) {
+    bpf_map_delete_elem(&flows, key);
+    return 0;
+  }
   if (idle > EC_FLOW_REFRESH_NS) flow->last_seen_ns = now;
   return flow;
 }
@@ -151,10 +162,9 @@ static __always_inline struct decision decide_later_fragment(struct __sk_buff* s
                                                              const struct ec_fragment_key* key) {
   const struct ec_fragment* first = bpf_map_lookup_elem(&fragments, key);
   if (first) {
-    struct decision d = {.verdict = first->verdict, .reason = EC_DROP_FRAGMENT};
     struct ec_ip gateway = first->gateway;
-    if (first->verdict == EC_STEER) d.hop = hop_with_address(c, &gateway, family_of(p));
-    if (first->verdict == EC_STEER && !d.hop) d.verdict = 0;
+    if (first->verdict == EC_STEER) return steered(hop_with_address(c, &gateway, family_of(p)));
+    struct decision d = {.verdict = first->verdict, .reason = first->reason};
     return d;
   }
   const struct ec_rule* rule = rule_of(c->ruleset, &p->dst, p->ipv4);
@@ -167,7 +177,7 @@ static __always_inline struct decision decide_later_fragment(struct __sk_buff* s
 
 static __always_inline struct decision decide(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
                                               const struct ec_class* c, struct packet* p) {
-  struct ec_fragment_key fragment = {.src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->proto};
+  struct ec_fragment_key fragment = fragment_key_of(p);
   if (p->later_fragment) return decide_later_fragment(skb, n, id, c, p, &fragment);
   if (!read_transport(skb, p)) return refused(EC_DROP_NOT_IP);
 
@@ -176,7 +186,7 @@ static __always_inline struct decision decide(struct __sk_buff* skb, const struc
   bool icmp_error = is_icmp_error(p) && read_flow_in_error(skb, p, &key, true);
   struct decision d = decide_flow(skb, n, id, c, p, &key, icmp_error);
   if (p->first_fragment) {
-    struct ec_fragment record = {.verdict = d.verdict};
+    struct ec_fragment record = {.verdict = d.verdict, .reason = d.reason};
     if (d.hop) record.gateway = d.hop->address;
     bpf_map_update_elem(&fragments, &fragment, &record, BPF_ANY);
   }

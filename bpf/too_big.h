@@ -8,7 +8,9 @@
 
 #include "packet.h"
 
-#define QUOTED_BYTES 8 /* of the packet, behind its IP header */
+/* Of the packet, behind its IP header: as many as hold the ports behind extension headers, without which the pod's
+ * kernel finds no socket to tell; a fragment's are such. Packets that are too long have more. */
+#define QUOTED_BYTES 64
 
 /* Of `size` bytes, a multiple of 4, on the stack. */
 static __always_inline __be16 checksum(const void* data, __u32 size, __u32 seed) {

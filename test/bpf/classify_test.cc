@@ -73,7 +73,7 @@ class ClassifyTest : public DatapathTest {
 /// To the tunnel goes what the other end takes; the host's own stack gets what is marked; the rest is untouched.
 Bytes as_it_goes_on(const Case& c) {
   Packet packet = c.packet;
-  if (c.action == Action::kRedirect) return packet.from(tunnel_mac(kUnderlay)).to(tunnel_mac(kGateway)).bytes();
+  if (c.action == Action::kRedirect) return in_tunnel(packet, kUnderlay, kGateway).bytes();
   const ec_event counted = c.counted.value_or(EC_BYPASSED);
   if (counted == EC_REPLIED || counted == EC_STEERED_LOCAL)
     packet.to(std::string(c.device) == "pod0" ? kPodHostMac : kLocalPodHostMac);
@@ -680,7 +680,10 @@ class Flows : public ClassifyTest {
   }
   std::optional<ec_flow> flow_of(std::uint8_t protocol) const { return node_.find<ec_flow>("flows", key(protocol)); }
   void put_flow(std::uint8_t protocol, std::uint64_t idle_ns) {
-    node_.put("flows", key(protocol), ec_flow{.last_seen_ns = monotonic_ns() - idle_ns});
+    node_.put("flows", key(protocol), ec_flow{.last_seen_ns = monotonic_ns() - idle_ns,
+                                         .gateway = ec(kGateway),
+                                         .class_id = kTunnelClass,
+                                         .generation = 0});
   }
   std::uint32_t mark_of_tcp(std::uint8_t flags) { return from_pod(pod_sends(kOutside).tcp(80, 5555, flags)).mark; }
   std::uint32_t mark_of_udp() { return from_pod(pod_sends(kOutside).udp(80, 5555)).mark; }
@@ -701,20 +704,20 @@ TEST_F(Flows, AUdpFlowOfThePodStaysSteeredWhateverConntrackComesToBelieve) {
 }
 
 TEST_F(Flows, AConnectionOfThePodIsNotForgottenByTime) {
-  put_flow(IPPROTO_TCP, 2 * EC_UDP_FLOW_NS);
+  put_flow(IPPROTO_TCP, 2 * EC_IDLE_FLOW_NS);
   node_.track(inbound("tcp"));
   EXPECT_EQ(mark_of_tcp(kAck), mark_of(kTunnelClass));
 }
 
 TEST_F(Flows, AUdpFlowOfThePodIsForgottenAfterALongSilence) {
-  put_flow(IPPROTO_UDP, EC_UDP_FLOW_NS + EC_FLOW_REFRESH_NS);
+  put_flow(IPPROTO_UDP, EC_IDLE_FLOW_NS + EC_FLOW_REFRESH_NS);
   node_.track(inbound("udp"));
   EXPECT_EQ(mark_of_udp(), reply_mark(kMask));
   EXPECT_FALSE(flow_of(IPPROTO_UDP)) << "the flow is another's now";
 }
 
 TEST_F(Flows, AUdpFlowOfThePodIsRememberedThroughAShorterSilence) {
-  put_flow(IPPROTO_UDP, EC_UDP_FLOW_NS - 60 * EC_FLOW_REFRESH_NS);
+  put_flow(IPPROTO_UDP, EC_IDLE_FLOW_NS - 60 * EC_FLOW_REFRESH_NS);
   node_.track(inbound("udp"));
   EXPECT_EQ(mark_of_udp(), mark_of(kTunnelClass));
 }
@@ -869,7 +872,7 @@ TEST_F(ClassifyTest, ASteeredPacketIsOnTheWireInTheTunnelOfItsClass) {
   EXPECT_EQ(tunneled->src, kUnderlay);
   EXPECT_EQ(tunneled->dst, kGateway);
   EXPECT_EQ(tunneled->checksum, 0U);
-  EXPECT_EQ(tunneled->inner, Packet(packet).from(tunnel_mac(kUnderlay)).to(tunnel_mac(kGateway)).bytes());
+  EXPECT_EQ(tunneled->inner, in_tunnel(packet, kUnderlay, kGateway).bytes());
   EXPECT_TRUE(node_.far("uplink").receive_all().empty()) << "it is on the wire twice";
 }
 
@@ -877,7 +880,7 @@ TEST_F(ClassifyTest, TheProbeIsACopyAndThePacketFollowsWhole) {
   node_.put("gateways", ec(kGateway), ec_gateway{});
   const Packet packet = pod_sends(kOutside).udp(1, 2).payload(1200);
   node_.far("pod0").send(packet.bytes());
-  const Bytes inner = Packet(packet).from(tunnel_mac(kUnderlay)).to(tunnel_mac(kGateway)).bytes();
+  const Bytes inner = in_tunnel(packet, kUnderlay, kGateway).bytes();
   const auto probe = node_.next_tunneled();
   const auto tunneled = node_.next_tunneled();
   ASSERT_TRUE(probe && tunneled) << "the probe or the packet is not on the wire";
