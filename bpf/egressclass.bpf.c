@@ -108,7 +108,7 @@ int classify(struct __sk_buff* skb) {
     case PARSED_IP:
       break;
   }
-  if (stays_on_link(&p)) return pass(skb, id, EC_BYPASSED);
+  if (stays_on_link(&p) || is_neighbour_discovery(skb, &p)) return pass(skb, id, EC_BYPASSED);
   if (!sent_by_pod(&p, pod, ifindex)) return drop(skb, id, EC_DROP_SPOOFED);
   if (is_listed(EC_RULESET_NEVER, &p.dst)) {
     set_mark(skb, n, n->bypass_mark);

@@ -319,12 +319,15 @@ class Tap:
                     when = seconds + nanoseconds * 1e-9
             yield when, frame, length
 
-    def discard(self) -> None:
-        """Forget what has come so far, also that something was lost of it."""
+    def discard(self) -> int:
+        """Forget what has come so far, also that something was lost of it; how much it was."""
+        count = 0
         with suppress(BlockingIOError):
             while True:
                 self._socket.recv(1)
+                count += 1
         self._socket.getsockopt(self.SOL_PACKET, self.STATISTICS, 8)
+        return count
 
     def close(self) -> None:
         self._socket.close()
@@ -345,9 +348,12 @@ class Watch:
         self._taps = fleet.taps()
 
     def __enter__(self) -> Watch:
-        for tap in self._taps.values():
-            tap.discard()
-        return self
+        """When the wires are quiet: connections of the test before may still be saying goodbye."""
+        deadline = time.monotonic() + 0.5
+        while True:
+            time.sleep(0.01)
+            if not sum(tap.discard() for tap in self._taps.values()) or time.monotonic() > deadline:
+                return self
 
     def __exit__(self, kind, *exception) -> None:
         if kind is None:

@@ -195,4 +195,5 @@ def test_what_is_explained_is_what_the_datapath_does(shared, pods):
     seen = inside(shared, compare, pods, macs, events, 4)
     for result in ("steered_local", "steered_tunnel", "steered_nexthop", "bypassed", "otherwise", "family", "class_removed", "gateway_unreachable"):
         assert seen[result] >= 10, seen
-    assert sum(seen.values()) == CONFIGURATIONS * PACKETS
+    assert sum(seen.values()) == CONFIGURATIONS * PACKETS, seen
+    print(seen)
