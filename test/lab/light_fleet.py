@@ -389,9 +389,11 @@ class Watch:
     def arrivals(self, place: str = "outside", **wanted) -> list[Record]:
         """Packets to outside's addresses that a host's uplink carried; wanted: attributes of Record, as in proto="udp", dport=7001."""
         return [record for record in self.records[place] if record.proto != "arp" and is_outside(record.dst)
+                and not (record.proto == "icmp6" and record.info in NEIGHBOUR_DISCOVERY)
                 and all(getattr(record, key) == value for key, value in wanted.items())]
 
 
+NEIGHBOUR_DISCOVERY = ("type 135", "type 136")      # of the routers: a neighbour that is known is asked at its own address
 OUTSIDE_NETWORKS = (ip_network("198.51.100.0/24"), ip_network("2001:db8:51::/64"))
 ROUTERS = {text.format(1) for text in (*UNDERLAY.values(), *EGRESS.values(), *OUTSIDE.values())}
 
