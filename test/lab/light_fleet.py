@@ -282,11 +282,15 @@ class Tap:
     SOL_PACKET, STATISTICS, AUXDATA = 263, 6, 8
     ROOM = 256 << 20        # an upper bound: only what arrives is held
 
-    def __init__(self, place: Place, interface: str = "eth0"):
+    def __init__(self, place: Place, interface: str = "eth0", mark: tuple[int, int] | None = None):
+        """mark: (value, mask) of what is to be seen; only what is sent has one."""
         self.name = f"{getattr(place, 'name', '?')}:{interface}"
         self._socket = place.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        snap = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, SNAP))      # BPF: return the first SNAP bytes
-        self._socket.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(snap)))   # SO_ATTACH_FILTER
+        program = [(6, 0, 0, SNAP)]                     # BPF: return the first SNAP bytes
+        if mark:                                        # load SKF_AD_MARK, and the mask, if it is the value return those, else nothing
+            program = [(0x20, 0, 0, 0xfffff014), (0x54, 0, 0, mark[1]), (0x15, 0, 1, mark[0]), *program, (6, 0, 0, 0)]
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+        self._socket.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))   # SO_ATTACH_FILTER
         self._socket.setsockopt(socket.SOL_SOCKET, 33, self.ROOM // 2)      # SO_RCVBUFFORCE
         self._socket.setsockopt(socket.SOL_SOCKET, 35, 1)                   # SO_TIMESTAMPNS
         self._socket.setsockopt(self.SOL_PACKET, self.AUXDATA, 1)
@@ -357,6 +361,7 @@ class Watch:
 
     def __exit__(self, kind, *exception) -> None:
         if kind is None:
+            time.sleep(0.01)        # the last acknowledgements
             self.read()
 
     def read(self) -> Watch:
