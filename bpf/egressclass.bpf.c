@@ -35,7 +35,7 @@ static __always_inline const struct ec_node* this_node(void) {
 }
 
 static __always_inline bool sent_by_pod(const struct packet* p, const struct ec_attachment* pod, __u32 ifindex) {
-  if (!same_mac(p->src_mac, pod->pod_mac)) return false;
+  if (!same_mac(p->src_mac, pod->pod_mac) || is_v4(&p->src) != p->ipv4) return false;
   const struct ec_endpoint* endpoint = bpf_map_lookup_elem(&endpoints, &p->src);
   return endpoint && endpoint->ifindex == ifindex;
 }
@@ -108,7 +108,7 @@ int classify(struct __sk_buff* skb) {
     case PARSED_IP:
       break;
   }
-  if (stays_on_link(&p)) return pass(skb, id, EC_BYPASSED);
+  if (stays_on_link(&p) || is_neighbour_discovery(skb, &p)) return pass(skb, id, EC_BYPASSED);
   if (!sent_by_pod(&p, pod, ifindex)) return drop(skb, id, EC_DROP_SPOOFED);
   if (is_listed(EC_RULESET_NEVER, &p.dst)) {
     set_mark(skb, n, n->bypass_mark);

@@ -28,6 +28,8 @@
 #define ICMP6_TOO_BIG 2
 #define ICMP6_ECHO 128
 #define ICMP6_ECHOREPLY 129
+#define ICMP6_NEIGHBOUR_SOLICITATION 135
+#define ICMP6_NEIGHBOUR_ADVERTISEMENT 136
 #define PROTO_ICMP6 58
 #define MAX_EXTENSIONS 6
 
@@ -93,6 +95,16 @@ static __always_inline bool stays_on_link(const struct packet* p) {
   }
   __u32 top = bpf_ntohl(p->dst.w[0]);
   return (top >> 24) == 0xff || (top >> 22) == 0x3fa; /* ff00::/8, fe80::/10 */
+}
+
+/* A neighbour that is asked for, or answers, by an address beyond the link: the pod's router, whose presence its kernel
+ * checks now and then, from its link-local address. Nobody forwards that (RFC 4861, 7.1: hop limit 255; RFC 4291, 2.5.6:
+ * nothing with such a source). */
+static __always_inline bool is_neighbour_discovery(struct __sk_buff* skb, const struct packet* p) {
+  __u8 type;
+  if (p->ipv4 || p->proto != PROTO_ICMP6 || p->ttl != 255 || (bpf_ntohl(p->src.w[0]) >> 22) != 0x3fa) return false;
+  if (p->later_fragment || p->first_fragment || bpf_skb_load_bytes(skb, p->l4, &type, 1) < 0) return false;
+  return type == ICMP6_NEIGHBOUR_SOLICITATION || type == ICMP6_NEIGHBOUR_ADVERTISEMENT;
 }
 
 /* The first bytes of every IPv6 extension header (RFC 8200, 4.2 to 4.6), and of the fragment header. */

@@ -225,8 +225,9 @@ class ClassPlanner {
       if (const auto pod = facts_.pods.find(ip); pod != facts_.pods.end())
         refuse(path, in_quotes(ip.str()), "pod " + pod->second + " uses this address");
       if (!local && find_address(facts_, ip) != nullptr && !facts_.placed.contains(ip))
-        refuse(path, in_quotes(ip.str()),
-               "this node uses the address, and is not gateway " + c_.gateways[i].address.str() + ", for which it is");
+        refuse(
+            path, in_quotes(ip.str()),
+            "this node uses the address, and is not the gateway " + c_.gateways[i].address.str() + " that it is for");
     }
   }
 

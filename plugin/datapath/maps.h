@@ -22,6 +22,12 @@ inline Ip from_ec(const ec_ip& ip) {
   return out;
 }
 
+/// Of a hop, or a slot, for ec_weight().
+inline std::uint32_t seed_of(const Ip& ip) {
+  const ec_ip address = to_ec(ip);
+  return ec_finish(ec_hash_ip(0, &address));
+}
+
 inline auto open_node_map() { return BpfMap<__u32, ec_node>::open("node"); }
 inline auto open_attachments_map() { return BpfMap<__u32, ec_attachment>::open("attachments"); }
 inline auto open_endpoints_map() { return BpfMap<ec_ip, ec_endpoint>::open("endpoints"); }

@@ -188,7 +188,13 @@ Status Netlink::add_address(int ifindex, const Ip& ip, AddressScope scope) const
   const AddrHandle address = host_address(ifindex, ip);
   if (!address) return netlink_error("cannot add address", ip.str(), -NLE_NOMEM);
   if (scope == AddressScope::kHost) rtnl_addr_set_scope(address.get(), RT_SCOPE_HOST);
-  if (!ip.is_v4()) rtnl_addr_set_flags(address.get(), IFA_F_NODAD);
+  if (!ip.is_v4()) {
+    rtnl_addr_set_flags(address.get(), IFA_F_NODAD);
+    // Deprecated: never chosen as a source (RFC 6724, rule 3), neither for the node's own packets nor by masquerade.
+    // IPv4 has no such choice: there an address of the route's network comes first.
+    rtnl_addr_set_valid_lifetime(address.get(), UINT32_MAX);
+    rtnl_addr_set_preferred_lifetime(address.get(), 0);
+  }
   const int err = rtnl_addr_add(socket(), address.get(), 0);
   if (err < 0 && err != -NLE_EXIST)
     return netlink_error(

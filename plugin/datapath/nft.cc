@@ -58,6 +58,9 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it.
  * Ports are taken at random: from a pod's own port on, the kernel would give up within a run of taken ones.
  *
+ * What is for the cluster has its last destination in its header: with a source route, a node that honours it would send
+ * it on to the outside.
+ *
  * srcnat and guard are for what is forwarded. Local programs may use the same bits for their own ends (iif 0), and on
  * multicast a mark is no mark: the kernel's IGMP and MLD reports use the field for something else (sk_buff: `mark` and
  * `reserved_tailroom` are a union).
@@ -68,6 +71,7 @@ add counter inet egressclass wrong_source
 add counter inet egressclass not_a_reply
 add counter inet egressclass invalid
 add counter inet egressclass service_outside
+add counter inet egressclass source_route
 add counter inet egressclass tunnel_from_pod
 add counter inet egressclass mark_lost
 add map inet egressclass snat4 { type mark : ipv4_addr; }
@@ -119,6 +123,9 @@ table inet egressclass {
     meta mark set meta mark & OTHERS
   }
   chain verify_bypass {
+    ip option lsrr exists counter name source_route drop
+    ip option ssrr exists counter name source_route drop
+    exthdr rt exists counter name source_route drop
     ct direction original ct status dnat ip daddr != @never4 counter name service_outside drop
     ct direction original ct status dnat ip6 daddr != @never6 counter name service_outside drop
     meta mark set meta mark & OTHERS

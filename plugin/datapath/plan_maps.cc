@@ -36,11 +36,6 @@ Status make_equal(const BpfMap<Key, Value>& map, const Entries<Key, Value>& want
   return Ok{};
 }
 
-std::uint32_t seed_of(const Ip& ip) {
-  const ec_ip address = to_ec(ip);
-  return ec_finish(ec_hash_ip(0, &address));
-}
-
 ec_hop hop_entry(const PlannedHop& hop) {
   ec_hop entry{};
   entry.address = to_ec(hop.address);

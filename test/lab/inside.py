@@ -284,7 +284,7 @@ def points(start: Callable[[], Stepper]) -> list[int]:
 
 # --- the kernel's state
 
-LOOKUP, NEXT_KEY, OBJ_GET, INFO = 1, 4, 7, 15
+LOOKUP, UPDATE, DELETE, NEXT_KEY, OBJ_GET, TEST_RUN, INFO = 1, 2, 3, 4, 7, 10, 15
 RUN = Path("/run/egressclass")
 
 
@@ -319,8 +319,34 @@ class Map:
             found.append(key.raw)
             previous = ctypes.create_string_buffer(key.raw, self.key_size)
 
+    def set(self, key: bytes, value: bytes) -> None:
+        wanted, entry = ctypes.create_string_buffer(key, self.key_size), ctypes.create_string_buffer(value, self.value_size)
+        bpf(UPDATE, struct.pack("IIQQQ", self.handle, 0, ctypes.addressof(wanted), ctypes.addressof(entry), 0))
+
+    def clear(self) -> None:
+        for key in self.keys():
+            buffer = ctypes.create_string_buffer(key, self.key_size)
+            bpf(DELETE, struct.pack("IIQQQ", self.handle, 0, ctypes.addressof(buffer), 0, 0))
+
     def all(self) -> dict[bytes, bytes]:
         return {key: value for key in self.keys() if (value := self.get(key)) is not None}
+
+
+class Program:
+    """A pinned one, run by the kernel on packets of ours (BPF_PROG_TEST_RUN); where it sends them, they do not go."""
+
+    def __init__(self, name: str):
+        self.handle = pinned(f"{PINS}/programs/{name}")
+        weakref.finalize(self, os.close, self.handle)
+
+    def run(self, frame: bytes, ifindex: int) -> int:
+        """As if it came in by that interface; the mark with which it goes on."""
+        data, out = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(len(frame) + 256)
+        context, after = (ctypes.create_string_buffer(192) for _ in range(2))       # struct __sk_buff
+        struct.pack_into("I", context, 40, ifindex)
+        bpf(TEST_RUN, struct.pack("IIIIQQIIIIQQIII", self.handle, 0, len(frame), len(out), ctypes.addressof(data), ctypes.addressof(out), 1, 0,
+                                  len(context), len(after), ctypes.addressof(context), ctypes.addressof(after), 0, 0, 0))
+        return struct.unpack_from("I", after, 8)[0]
 
 
 class Kernel:

@@ -282,11 +282,15 @@ class Tap:
     SOL_PACKET, STATISTICS, AUXDATA = 263, 6, 8
     ROOM = 256 << 20        # an upper bound: only what arrives is held
 
-    def __init__(self, place: Place, interface: str = "eth0"):
+    def __init__(self, place: Place, interface: str = "eth0", mark: tuple[int, int] | None = None):
+        """mark: (value, mask) of what is to be seen; only what is sent has one."""
         self.name = f"{getattr(place, 'name', '?')}:{interface}"
         self._socket = place.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        snap = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, SNAP))      # BPF: return the first SNAP bytes
-        self._socket.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(snap)))   # SO_ATTACH_FILTER
+        program = [(6, 0, 0, SNAP)]                     # BPF: return the first SNAP bytes
+        if mark:                                        # load SKF_AD_MARK, and the mask, if it is the value return those, else nothing
+            program = [(0x20, 0, 0, 0xfffff014), (0x54, 0, 0, mark[1]), (0x15, 0, 1, mark[0]), *program, (6, 0, 0, 0)]
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+        self._socket.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))   # SO_ATTACH_FILTER
         self._socket.setsockopt(socket.SOL_SOCKET, 33, self.ROOM // 2)      # SO_RCVBUFFORCE
         self._socket.setsockopt(socket.SOL_SOCKET, 35, 1)                   # SO_TIMESTAMPNS
         self._socket.setsockopt(self.SOL_PACKET, self.AUXDATA, 1)
@@ -319,12 +323,15 @@ class Tap:
                     when = seconds + nanoseconds * 1e-9
             yield when, frame, length
 
-    def discard(self) -> None:
-        """Forget what has come so far, also that something was lost of it."""
+    def discard(self) -> int:
+        """Forget what has come so far, also that something was lost of it; how much it was."""
+        count = 0
         with suppress(BlockingIOError):
             while True:
                 self._socket.recv(1)
+                count += 1
         self._socket.getsockopt(self.SOL_PACKET, self.STATISTICS, 8)
+        return count
 
     def close(self) -> None:
         self._socket.close()
@@ -345,12 +352,16 @@ class Watch:
         self._taps = fleet.taps()
 
     def __enter__(self) -> Watch:
-        for tap in self._taps.values():
-            tap.discard()
-        return self
+        """When the wires are quiet: connections of the test before may still be saying goodbye."""
+        deadline = time.monotonic() + 0.5
+        while True:
+            time.sleep(0.01)
+            if not sum(tap.discard() for tap in self._taps.values()) or time.monotonic() > deadline:
+                return self
 
     def __exit__(self, kind, *exception) -> None:
         if kind is None:
+            time.sleep(0.01)        # the last acknowledgements
             self.read()
 
     def read(self) -> Watch:
@@ -383,9 +394,11 @@ class Watch:
     def arrivals(self, place: str = "outside", **wanted) -> list[Record]:
         """Packets to outside's addresses that a host's uplink carried; wanted: attributes of Record, as in proto="udp", dport=7001."""
         return [record for record in self.records[place] if record.proto != "arp" and is_outside(record.dst)
+                and not (record.proto == "icmp6" and record.info in NEIGHBOUR_DISCOVERY)
                 and all(getattr(record, key) == value for key, value in wanted.items())]
 
 
+NEIGHBOUR_DISCOVERY = ("type 135", "type 136")      # of the routers: a neighbour that is known is asked at its own address
 OUTSIDE_NETWORKS = (ip_network("198.51.100.0/24"), ip_network("2001:db8:51::/64"))
 ROUTERS = {text.format(1) for text in (*UNDERLAY.values(), *EGRESS.values(), *OUTSIDE.values())}
 

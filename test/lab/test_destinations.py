@@ -268,7 +268,7 @@ def test_fragmented_datagrams_are_dropped_as_a_whole(fleet, pods, family):
     with fleet.watch([]) as watch:
         assert ask(pod, REMOTES[family][0], 7001, "udp", payload=DATAGRAM, timeout=0.1) is None
     assert not watch.arrivals()
-    assert pod.node.drops("fragile")["otherwise"] == before + 1
+    assert pod.node.drops("fragile")["otherwise"] == before + 3     # fragments: the later ones for the reason of the first
 
 
 def pieces(pod: FleetPod, to: str, port: int, ident: int) -> list[bytes]:

@@ -561,7 +561,7 @@ TEST(Plan, AnEgressIpThatAPodUsesIsRefused) {
       NodeFacts facts = facts_of(node);
       facts.pods = {{ip(address), "shop/web"}};
       EXPECT_EQ(refusal(a_config({a_class("a", 1, "203.0.113.9"), a_class("b", 2, address)}), facts),
-                "f: classes[1]: \"" + std::string(address) + "\": pod shop/web uses this address\n");
+                "f: classes[1].egressIPs: \"" + std::string(address) + "\": pod shop/web uses this address\n");
     }
 }
 
@@ -570,7 +570,7 @@ TEST(Plan, AnEgressIpThatAWorkerHasIsRefused) {
     NodeFacts facts = facts_of("192.0.2.11");
     facts.addresses.push_back({2, ip(address), 128});
     const Config config = a_config({a_class("billing", 5, address)});
-    EXPECT_EQ(refusal(config, facts), "f: classes[0]: \"" + std::string(address) +
+    EXPECT_EQ(refusal(config, facts), "f: classes[0].egressIPs: \"" + std::string(address) +
                                           "\": this node uses the address, and is not the gateway 192.0.2.21 that it "
                                           "is for\n");
     facts.placed = {ip(address)};  // by an earlier apply, when this node was the gateway
@@ -584,7 +584,8 @@ TEST(Plan, AnEgressIpThatAnotherGatewayOfTheClassHasIsRefused) {
   const Config config =
       a_config({a_class("a", 1, {gateway("192.0.2.21", {"203.0.113.7"}), gateway("192.0.2.22", {"203.0.113.8"})})});
   EXPECT_EQ(refusal(config, facts),
-            "f: classes[0]: \"203.0.113.8\": this node uses the address, and is not the gateway 192.0.2.22 that it is "
+            "f: classes[0].egressIPs: \"203.0.113.8\": this node uses the address, and is not the gateway 192.0.2.22 "
+            "that it is "
             "for\n");
 }
 
