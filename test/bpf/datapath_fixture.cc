@@ -231,6 +231,7 @@ void Node::make_devices() {
   enter_new_netns(true);
   const Fd here = open_own_netns();
   write_text("/proc/sys/net/ipv4/ip_forward", "1");
+  write_text("/proc/sys/net/ipv6/conf/all/forwarding", "1");
 
   const std::vector<std::string> devices = {"pod0", "pod1", "uplink", "outside"};
   const std::string far_path = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(far.get());
@@ -263,6 +264,7 @@ void Node::make_devices() {
        {kGateway, kGateway2, kGateway3, kGateway4, kWorker, kSecondWorker, kStranger, kGateway6, kWorker6})
     add_neighbour("uplink", address);
   for (const char* address : {kNextHop, kNextHop6}) add_neighbour("outside", address);
+  write_text("/proc/sys/net/ipv4/neigh/outside/mcast_solicit", "1");  // later ones would come into other tests
   for (const char* prefix : {"203.0.113.0/24", "2001:db8:113::/64"})
     shell(std::string("ip route add dev outside ") + prefix);
 
