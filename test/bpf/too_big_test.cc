@@ -189,29 +189,30 @@ TEST_F(TooBigTest, WhatMayBeFragmentedIsSteeredAndCounted) {
   node_.expect_counts({{id_, EC_FRAGMENTED, 1, size}, {id_, EC_STEERED_TUNNEL, 1, size}});
 }
 
-/// Of the outer packet, IPv4 or IPv6: what is behind its headers.
-Bytes fragment_content(const Bytes& frame) {
-  const bool v4 = frame.at(12) == 0x08;
-  const std::size_t headers = kEthernet + (v4 ? 20 : 40 + 8);
-  const std::size_t end = kEthernet + (v4 ? word(frame, kEthernet + 2) : 40 + word(frame, kEthernet + 4));
-  return slice(frame, headers, end - headers);
-}
+/// What is behind the header of the outer packet.
+Bytes fragment_content(const Bytes& frame) { return slice(frame, kEthernet + 20, word(frame, kEthernet + 2) - 20); }
 
 TEST_F(TooBigTest, WhatMayBeFragmentedIsCarriedInOuterFragments) {
-  for (const char* gateway : {kGateway, kGateway6}) {
-    node_.configure_class(by_gateway(gateway));
-    const Packet packet = v4_of(1500);
-    node_.far("pod0").send(packet.bytes());
-    const auto first = node_.far("uplink").receive(std::chrono::seconds(1));
-    const auto second = node_.far("uplink").receive(std::chrono::seconds(1));
-    ASSERT_TRUE(first && second) << "there are no two fragments on the wire";
-    EXPECT_LE(std::max(first->bytes.size(), second->bytes.size()), kEthernet + 1500);
-    Bytes content = fragment_content(first->bytes);
-    const Bytes rest = fragment_content(second->bytes);
-    content.insert(content.end(), rest.begin(), rest.end());
-    const Bytes inner = in_tunnel(packet, gateway == kGateway ? kUnderlay : kUnderlay6, gateway).bytes();
-    EXPECT_EQ(hex_dump(slice(content, 8 + 8, content.size() - 16)), hex_dump(inner));
-  }
+  const Packet packet = v4_of(1500);
+  node_.far("pod0").send(packet.bytes());
+  const auto first = node_.far("uplink").receive(std::chrono::seconds(1));
+  const auto second = node_.far("uplink").receive(std::chrono::seconds(1));
+  ASSERT_TRUE(first && second) << "there are no two fragments on the wire";
+  EXPECT_LE(std::max(first->bytes.size(), second->bytes.size()), kEthernet + 1500);
+  Bytes content = fragment_content(first->bytes);
+  const Bytes rest = fragment_content(second->bytes);
+  content.insert(content.end(), rest.begin(), rest.end());
+  EXPECT_EQ(hex_dump(slice(content, 8 + 8, content.size() - 16)),
+            hex_dump(in_tunnel(packet, kUnderlay, kGateway).bytes()));
+}
+
+TEST_F(TooBigTest, OverIpv6ThereAreNoOuterFragmentsSoThePodIsToldInAnyCase) {
+  const std::uint32_t id = node_.configure_class(by_gateway(kGateway6));
+  const Packet packet = v4_of(kMtu + 1);
+  const Outcome outcome = node_.classify(packet);
+  EXPECT_EQ(outcome.action, Action::kRedirect);
+  expect_frag_needed(outcome.data, packet, kMtu, kUnderlay);
+  node_.expect_counts({{id, EC_TOO_BIG, 1, packet.bytes().size()}});
 }
 
 }  // namespace
