@@ -22,9 +22,9 @@ using Shares = std::map<std::string, unsigned>;      // pods, by egress IP
 
 /// This node is the gateway. The class's own mark is that of kLocalClass: so the kernel routes what gets the first
 /// egress IP, and nothing else.
-std::string members(const std::string& egress_ips, const std::string& more = "") {
+std::string members(const std::string& egress_ips) {
   return R"("mark": "0x2", "destinations": ["0.0.0.0/0", "::/0"], "gateways": [{"address": "192.0.2.31", "egressIPs": [)" +
-         egress_ips + "]}]" + more;
+         egress_ips + "]}]";
 }
 
 constexpr const char* kTwo = R"("203.0.113.31", "203.0.113.32")";
@@ -36,24 +36,27 @@ std::string pod_address(unsigned i) {
   return "10.244." + std::to_string(16 + i / 250) + "." + std::to_string(1 + i % 250);
 }
 
+/// As conntrack has it: of a pod, or of an egress IP, towards the port 443 of kOutside.
+std::string flow_of(const std::string& src, unsigned sport, const std::string& protocol = "udp") {
+  return "-p " + protocol + " -s " + src + " --sport " + std::to_string(sport) + " -d " + kOutside + " --dport 443";
+}
+
+std::string marked(std::uint32_t mark) { return " -u SEEN_REPLY --mark " + std::to_string(mark); }
+
 class SlotsTest : public DatapathTest {
  protected:
-  /// To which egress IP nft translates what has the mark.
-  std::string egress_ip_of(std::uint32_t mark) const {
-    const ec_class c = node_.find<ec_class>("classes", id_).value();
-    for (const ec_slots* slots : {&c.slots4, &c.slots6})
-      for (__u32 i = 0; i < slots->count; ++i)
-        if (mark == (slots->slot[i].mark | pending_mark(kMask))) return from_ec(slots->slot[i].ip).str();
-    return "";
-  }
-
+  /// To which egress IP nft translates the packet. One mark may stand for one of each family.
   std::string egress_ip_for(const Packet& packet) {
     const Outcome outcome = node_.classify(packet);
     EXPECT_EQ(outcome.action, Action::kNext);
-    return egress_ip_of(outcome.mark);
+    const ec_class c = node_.find<ec_class>("classes", id_).value();
+    const ec_slots& slots = outcome.data[12] == 0x08 ? c.slots4 : c.slots6;
+    for (__u32 i = 0; i < slots.count; ++i)
+      if (outcome.mark == (slots.slot[i].mark | pending_mark(kMask))) return from_ec(slots.slot[i].ip).str();
+    return "";
   }
 
-  void configure(const std::string& members) { id_ = node_.configure_class(members); }
+  void configure(const std::string& egress_ips) { id_ = node_.configure_class(members(egress_ips)); }
 
   Choices choose() {
     Choices choices;
@@ -73,16 +76,16 @@ class SlotsTest : public DatapathTest {
 
   static void expect_even(const Shares& shares, std::size_t slots) {
     EXPECT_EQ(shares.size(), slots);
-    for (const auto& [egress_ip, share] : shares) EXPECT_NEAR(share, kPods / slots, kPods / 20.0) << "of " << egress_ip;
+    for (const auto& [egress_ip, share] : shares)
+      EXPECT_NEAR(share, kPods / static_cast<double>(slots), kPods / 20.0) << "of " << egress_ip;
   }
 
-  /// The ports of an egress IP are taken, from the first to that one, towards the port 443 of kOutside.
+  /// The ports of an egress IP are taken, from the first to that one, by flows that flow_of() names.
   void take_ports(const std::string& egress_ip, unsigned last = kLastPort, const char* protocol = "udp") {
     std::vector<std::string> flows;
     const std::string state = std::string(protocol) == "tcp" ? " --state ESTABLISHED" : "";
     for (unsigned port = kFirstPort; port <= last; ++port)
-      flows.push_back(std::string("-p ") + protocol + " -s " + egress_ip + " --sport " + std::to_string(port) + " -d " +
-                      kOutside + " --dport 443 -u SEEN_REPLY,ASSURED" + state);
+      flows.push_back(flow_of(egress_ip, port, protocol) + marked(0) + state);
     node_.track(flows);
   }
 
@@ -138,7 +141,8 @@ TEST_F(SlotsTest, AnEgressIpThatGoesMovesItsOwnPodsAlone) {
 
 TEST_F(SlotsTest, TheMostEgressIpsThatAGatewayMayHave) {
   std::string all;
-  for (int i = 31; i < 31 + EC_MAX_SLOTS; ++i) all += (i == 31 ? "\"" : ", \"") + ("203.0.113." + std::to_string(i)) + "\"";
+  for (int i = 31; i < 31 + EC_MAX_SLOTS; ++i)
+    all += (i == 31 ? "\"" : ", \"") + ("203.0.113." + std::to_string(i)) + "\"";
   configure(all);
   expect_even(shares(choose()), EC_MAX_SLOTS);
 }
@@ -223,8 +227,8 @@ TEST_F(CrowdedTest, OfTcpOnlyWhatOpensAConnectionDoes) {
 
 TEST_F(CrowdedTest, OfUdpOnlyWhatConntrackDoesNotKnowDoes) {
   take_ports(due_);
-  node_.track(std::string("-p udp -s ") + kPod + " --sport 7 -d " + kOutside + " --dport 443 -q " + due_ +
-              " --mark " + std::to_string(node_.classify(to_outside(6)).mark & return_mark(kMask)));
+  node_.track(flow_of(kPod, 7) + marked(mark_of(id_)));
+  EXPECT_EQ(egress_ip_for(to_outside(7)), due_);
   EXPECT_EQ(egress_ip_for(to_outside(8)), other_);
 }
 
@@ -249,6 +253,40 @@ TEST_F(CrowdedTest, WhenAllAreCrowdedThePodKeepsToItsOwn) {
   take_ports(due_);
   take_ports(other_);
   EXPECT_EQ(diverted(), 0U);
+}
+
+// --- flows that have another class's mark -----------------------------------------------------------------------
+
+TEST_F(SlotsTest, AFlowThatWasTranslatedForTheClassGoesOn) {
+  configure(kTwo);
+  const ec_class c = node_.find<ec_class>("classes", id_).value();
+  for (std::uint16_t i = 0; i < 2; ++i) {
+    node_.track(flow_of(kPod, 7U + i) + marked(c.slots4.slot[i].mark));
+    EXPECT_NE(egress_ip_for(to_outside(7 + i)), "");
+    EXPECT_TRUE(node_.is_tracked(flow_of(kPod, 7U + i))) << "its egress IP is one of the class";
+  }
+}
+
+TEST_F(SlotsTest, AFlowThatWasTranslatedForAnotherClassOrForNoneIsEnded) {
+  configure(kTwo);
+  const std::uint32_t another = mark_of(id_ + 20);
+  for (const std::uint32_t mark : {another, 0U}) {
+    node_.track(flow_of(kPod, 7) + marked(mark));
+    node_.track(flow_of(kPod, 8) + marked(mark));
+    EXPECT_NE(egress_ip_for(to_outside(7)), "");
+    EXPECT_FALSE(node_.is_tracked(flow_of(kPod, 7))) << "with the mark " << mark;
+    EXPECT_TRUE(node_.is_tracked(flow_of(kPod, 8))) << "it is another flow";
+    node_.classify(to_outside(8));
+  }
+}
+
+TEST_F(SlotsTest, AFlowOfAPodOfAnotherNodeIsEndedLikewise) {
+  configure(kTwo);
+  node_.track(flow_of(kRemotePod, 7) + marked(mark_of(id_ + 20)));
+  const Packet packet = Packet().from(kForeignMac).to(kForeignMac).ip(kRemotePod, kOutside).udp(7, 443);
+  node_.send_tunneled(kWorker, node_.find<ec_class>("classes", id_)->vni, packet.bytes());
+  node_.expect_counts({{id_, EC_GATEWAY_OUT, 1, packet.bytes().size()}});
+  EXPECT_FALSE(node_.is_tracked(flow_of(kRemotePod, 7)));
 }
 
 }  // namespace
