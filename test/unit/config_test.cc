@@ -260,10 +260,12 @@ TEST(Config, AcceptsAsManyEgressIpsPerGatewayAndFamilyAsTheDatapathHas) {
   };
   const std::string v4 = "198.51.100.";
   const std::string v6 = "2001:db8:3::";
-  for (const auto& [network, other, family] : {std::tuple(v4, v6, "IPv4"), std::tuple(v6, v4, "IPv6")}) {
+  const char* two_v4 = R"(,"198.51.100.1","198.51.100.2")";
+  const char* two_v6 = R"(,"2001:db8:3::1","2001:db8:3::2")";
+  for (const auto& [network, others, family] : {std::tuple(v4, two_v6, "IPv4"), std::tuple(v6, two_v4, "IPv6")}) {
     const std::string one = R"([{"address":"192.0.2.21"}])";
     EXPECT_EQ(problems_of(with(one, addresses(network, 8))), "");
-    EXPECT_EQ(problems_of(with(one, addresses(network, 8, ",\"" + other + "1\",\"" + other + "2\""))), "");
+    EXPECT_EQ(problems_of(with(one, addresses(network, 8, others))), "");
     EXPECT_EQ(problems_of(with(one, addresses(network, 9))), one_too_many("egressIPs[8]", network + "9", family));
     EXPECT_EQ(problems_of(with(one, addresses(network, 10))), one_too_many("egressIPs[8]", network + "9", family));
     EXPECT_EQ(problems_of(with(two, addresses(network, 16))), "");

@@ -475,8 +475,8 @@ TEST(Plan, AnEgressIpKeepsItsIdWhenOthersComeAndGo) {
   const NodeFacts facts = facts_of("192.0.2.21");
   for (const std::string network : {"203.0.113.", "2001:db8:1::"}) {
     const auto with = [&](const std::vector<std::string>& hosts) {
-      std::vector<std::string> ips;
-      for (const std::string& host : hosts) ips.push_back(network + host);
+      std::vector<std::string> ips = hosts;
+      for (std::string& ip : ips) ip.insert(0, network);
       return a_config({a_class("a", 1, {gateway("192.0.2.21", ips)}), a_class("b", 2, {gateway("192.0.2.21")})});
     };
     const Plan first = plan_of(with({"7", "8", "9"}), facts);
