@@ -754,6 +754,22 @@ TEST(Config, RefusesMoreClassesThanTheMaskHasRoomFor) {
   EXPECT_NE(problems_of(text(4)).find("has 4 classes, and \"markMask\" 0xf has room for 3"), std::string::npos);
 }
 
+TEST(Config, RefusesMoreThanAnyFileNeeds) {
+  const auto prefixes = [](std::size_t count) {
+    Json json = {{"classes", Json::array()}, {"clusterCIDRs", Json::array()}};
+    for (std::size_t i = 0; i < count; ++i) json["clusterCIDRs"].push_back(0);
+    return json.dump();
+  };
+  EXPECT_EQ(problems_of(prefixes(400001)), "f: clusterCIDRs: array: must not have more than 400000 entries\n");
+  EXPECT_EQ(problems_of(prefixes(400000)).find("more than"), std::string::npos);
+
+  Json keys = {{"classes", Json::array()}};
+  for (int i = 1; i < 1000; ++i) keys["key" + std::to_string(i)] = 0;
+  EXPECT_EQ(problems_of(keys.dump()).find("too many"), std::string::npos);
+  keys["one more"] = 0;
+  EXPECT_EQ(problems_of(keys.dump()), "f: object: has too many keys\n");
+}
+
 TEST(Config, NamesThePlaceOfBrokenJson) {
   EXPECT_EQ(problems_of("{\n  \"classes\": [,]\n}").substr(0, 22), "f: line 2, column 15: ");
   EXPECT_NE(problems_of("").find("unexpected end of input"), std::string::npos);
