@@ -71,7 +71,8 @@ static __always_inline int send_by_tunnel(struct __sk_buff* skb, const struct ec
                                           const struct ec_class* c, const struct ec_hop* hop, const struct packet* p) {
   __u32 mtu;
   if (skb->len > n->tunnel_mtu + ETH_HLEN && exceeds_mtu(skb, n->tunnel_ifindex, &mtu)) {
-    if (p->dont_fragment) return tell_too_big(skb, n, id, p, mtu);
+    /* The kernel makes no fragments of what a tunnel puts into IPv6. The pod makes them itself once it knows. */
+    if (p->dont_fragment || !is_v4(&hop->address)) return tell_too_big(skb, n, id, p, mtu);
     count(skb, id, EC_FRAGMENTED);
   }
   struct ec_ip gateway = hop->address;

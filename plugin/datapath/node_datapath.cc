@@ -111,6 +111,10 @@ Status end_flows_of_changed_slots(const Plan& plan) {
   return Ok{};
 }
 
+Status forward_on(const std::string& interface, bool v4, SystemChanges& changes) {
+  return v4 ? changes.set_sysctl("net/ipv4/conf/" + interface + "/forwarding", "1") : changes.forward_ipv6();
+}
+
 /// Egress IPs, and forwarding on the interfaces that replies to them come in by.
 Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
   std::map<Ip, int> new_ones;
@@ -119,9 +123,7 @@ Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges&
       auto link = netlink.link(slot.ifindex);
       if (!link) return link.error();
       if (!*link) return make_error("the interface for an egress IP is gone", slot.ip.str());
-      auto forwards = slot.ip.is_v4() ? changes.set_sysctl("net/ipv4/conf/" + (*link)->name + "/forwarding", "1")
-                                      : changes.forward_ipv6();
-      if (!forwards) return forwards;
+      if (auto forwards = forward_on((*link)->name, slot.ip.is_v4(), changes); !forwards) return forwards;
       auto placed = changes.place_address(netlink, slot.ifindex, slot.ip);
       if (!placed) return placed.error();
       if (*placed) new_ones[slot.ip] = slot.ifindex;
@@ -149,12 +151,17 @@ std::vector<std::string> nexthop_pins() {
   return pins;
 }
 
-/// nexthop_in on the interfaces by which replies of next hops come, and on no other any more.
-Status watch_nexthops(const Plan& plan, const Programs& programs) {
+/// nexthop_in on the interfaces by which replies of next hops come, and on no other any more. Without forwarding there
+/// the kernel would not say whether a next hop is its neighbour (bpf_fib_lookup).
+Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& programs, SystemChanges& changes) {
   std::set<std::string> wanted;
   for (const PlannedClass& c : plan.classes)
     for (const PlannedHop& hop : c.hops) {
       if (hop.path != Path::kNextHop) continue;
+      auto link = netlink.link(hop.ifindex);
+      if (!link) return link.error();
+      if (!*link) return make_error("the interface towards a next hop is gone", hop.address.str());
+      if (auto forwards = forward_on((*link)->name, hop.v4, changes); !forwards) return forwards;
       const std::string pin = nexthop_pin(hop.ifindex);
       if (!wanted.insert(pin).second) continue;
       if (auto done = attach_link(programs.nexthop_in.get(), hop.ifindex, Hook::kIngress, pin); !done) return done;
@@ -259,7 +266,7 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (auto written = write_gateways(plan); !written) return written;
   auto rulesets = write_rulesets(plan);
   if (!rulesets) return rulesets.error();
-  if (auto watched = watch_nexthops(plan, programs); !watched) return watched;
+  if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched;
   if (auto written = write_classes(plan, *rulesets); !written) return written;
   if (auto written = write_node(plan, tunnel); !written) return written;
 

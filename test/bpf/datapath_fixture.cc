@@ -42,15 +42,10 @@ constexpr std::uint16_t kTunnelPort = 8479;
 constexpr milliseconds kArrival{1000};  // of what must come
 constexpr milliseconds kMoment{15};     // of what must not
 constexpr Mac kUplinkMac = {0x0a, 0, 0, 0, 0xff, 1};
-constexpr Mac kOutsideMac = {0x0a, 0, 0, 0, 0xff, 2};
 constexpr unsigned kTunnelMtu = 1450;
 
 // Marks and VNIs: see the constants of the same names.
-constexpr const char* kConfig = R"({
-  "markMask": "0x1f7f",
-  "clusterCIDRs": ["10.244.0.0/16", "100.64.0.0/16", "fd00:244::/32", "2001:db8:3::/48"],
-  "nodes": ["192.0.2.8/29", "192.0.2.16/28", "2001:db8:2::/64"],
-  "classes": [
+constexpr const char* kClasses = R"(
     {"name": "tunnel", "mark": "0x105", "vni": 66051, "egressIPs": ["203.0.113.21"],
      "destinations": ["0.0.0.0/0", "::/0", "10.99.0.0/16"], "except": ["10.0.0.0/8", "10.99.7.0/24", "fd00::/8"],
      "gateways": [{"address": "192.0.2.21"}]},
@@ -58,9 +53,15 @@ constexpr const char* kConfig = R"({
      "destinations": ["198.51.100.0/24", "::/0"], "except": ["198.51.100.128/25"],
      "gateways": [{"address": "192.0.2.31"}]},
     {"name": "other", "mark": "0x3", "vni": 131844, "egressIPs": ["203.0.113.21"], "destinations": ["0.0.0.0/0"],
-     "gateways": [{"address": "192.0.2.21"}]}
-  ]
-})";
+     "gateways": [{"address": "192.0.2.21"}]})";
+
+std::string with_classes(const std::string& classes) {
+  return R"({"markMask": "0x1f7f",
+             "clusterCIDRs": ["10.244.0.0/16", "100.64.0.0/16", "fd00:244::/32", "2001:db8:3::/48"],
+             "nodes": ["192.0.2.8/29", "192.0.2.16/28", "2001:db8:2::/64"],
+             "classes": [)" +
+         classes + "]}";
+}
 
 // Newer than Debian 12's headers.
 constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
@@ -212,8 +213,7 @@ Node::Node() {
   skeleton_.reset(egressclass_bpf__open_and_load());
   require(skeleton_ != nullptr, "cannot load the programs");
   const bpf_map* map = nullptr;
-  bpf_object__for_each_map(map, skeleton_->obj)
-    if (!bpf_map__is_internal(map))
+  bpf_object__for_each_map(map, skeleton_->obj) if (!bpf_map__is_internal(map))
       require(bpf_obj_pin(bpf_map__fd(map), (std::string(paths::kMapPins) + "/" + bpf_map__name(map)).c_str()) == 0,
               "cannot pin a map");
   attach(Program::kClassify, "pod0");
@@ -231,6 +231,7 @@ void Node::make_devices() {
   enter_new_netns(true);
   const Fd here = open_own_netns();
   write_text("/proc/sys/net/ipv4/ip_forward", "1");
+  write_text("/proc/sys/net/ipv6/conf/all/forwarding", "1");
 
   const std::vector<std::string> devices = {"pod0", "pod1", "uplink", "outside"};
   const std::string far_path = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(far.get());
@@ -259,10 +260,13 @@ void Node::make_devices() {
   const auto add_neighbour = [](const char* device, const char* address) {
     shell(std::string("ip neigh add dev ") + device + " lladdr " + mac_text(kNextHopMac) + " nud permanent " + address);
   };
-  for (const char* address : {kGateway, kGateway2, kGateway3, kGateway4, kWorker, kSecondWorker, kStranger, kGateway6,
-                              kWorker6})
+  for (const char* address :
+       {kGateway, kGateway2, kGateway3, kGateway4, kWorker, kSecondWorker, kStranger, kGateway6, kWorker6})
     add_neighbour("uplink", address);
   for (const char* address : {kNextHop, kNextHop6}) add_neighbour("outside", address);
+  write_text("/proc/sys/net/ipv4/neigh/outside/mcast_solicit", "1");  // later ones would come into other tests
+  for (const char* prefix : {"203.0.113.0/24", "2001:db8:113::/64"})
+    shell(std::string("ip route add dev outside ") + prefix);
 
   shell("ip link add egress0 address " + mac_text(kTunnelDeviceMac) + " type vxlan external nolearning dstport " +
         std::to_string(kTunnelPort));
@@ -349,6 +353,12 @@ const Plan& Node::configure(const std::string& json) {
   return *plan_;
 }
 
+std::uint32_t Node::configure_class(const std::string& members) {
+  configure(with_classes(R"({"name": "tested", )" + members + "}"));
+  put_pod("pod0", id_of("tested"));
+  return id_of("tested");
+}
+
 std::uint32_t Node::id_of(const std::string& class_name) const { return plan_->applied.ids.at(class_name); }
 
 void Node::put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict) {
@@ -384,8 +394,10 @@ void Node::lose_gateway(const char* address) {
       ec_gateway{.last_seen_ns = 0, .last_probe_ns = monotonic_ns(), .unanswered = EC_PROBES_UNANSWERED, .pad = 0});
 }
 
-void Node::put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
-                   const std::vector<const char*>& addresses) {
+void Node::put_pod(const std::string& device, std::uint32_t class_id) {
+  const bool first = device == "pod0";
+  const Mac mac = first ? kPodMac : kLocalPodMac;
+  const Mac host_mac = first ? kPodHostMac : kLocalPodHostMac;
   const auto index = static_cast<__u32>(ifindex(device));
   ec_attachment attachment{};
   attachment.cookie = index;
@@ -399,7 +411,8 @@ void Node::put_pod(const char* device, std::uint32_t class_id, const Mac& mac, c
   endpoint.class_id = class_id;
   std::copy(mac.begin(), mac.end(), endpoint.pod_mac);
   std::copy(host_mac.begin(), host_mac.end(), endpoint.host_mac);
-  for (const char* address : addresses) put("endpoints", ec(address), endpoint);
+  for (const char* address : {first ? kPod : kLocalPod, first ? kPod6 : kLocalPod6})
+    put("endpoints", ec(address), endpoint);
 }
 
 void Node::reset() {
@@ -414,9 +427,9 @@ void Node::reset() {
   tracks_ = false;
 
   plan_.reset();
-  configure(kConfig);
-  put_pod("pod0", kTunnelClass, kPodMac, kPodHostMac, {kPod, kPod6});
-  put_pod("pod1", kLocalClass, kLocalPodMac, kLocalPodHostMac, {kLocalPod, kLocalPod6});
+  configure(with_classes(kClasses));
+  put_pod("pod0", kTunnelClass);
+  put_pod("pod1", kLocalClass);
 
   for (const auto& [name, socket] : far_)
     while (socket.receive(milliseconds(0))) continue;
@@ -438,6 +451,27 @@ Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32
   require(bpf_prog_test_run_opts(program_fd(program), &options) == 0, "cannot run the program on the packet");
   out.resize(options.data_size_out);
   return Outcome{static_cast<Action>(options.retval), context.mark, std::move(out)};
+}
+
+Outcome Node::classify(const Packet& packet, const std::string& device, std::uint32_t mark) const {
+  return run(Program::kClassify, packet.bytes(), ifindex(device), mark);
+}
+
+std::string Node::gateway_of(const Outcome& outcome) const {
+  if (outcome.action != Action::kRedirect) return "";
+  for (const PlannedClass& c : plan_->classes)
+    for (const PlannedHop& hop : c.hops) {
+      const Bytes frame = in_tunnel(Packet(), hop.address.str().c_str(), hop.address.str().c_str()).bytes();
+      if (std::equal(frame.begin(), frame.begin() + ETH_ALEN, outcome.data.begin())) return hop.address.str();
+    }
+  return "";
+}
+
+std::uint64_t Node::counted(ec_event event) const {
+  std::uint64_t packets = 0;
+  for (const Count& count : counts())
+    if (count.event == event) packets += count.packets;
+  return packets;
 }
 
 std::vector<Count> Node::counts() const {
@@ -491,6 +525,16 @@ std::optional<Bytes> Node::next_routed() const {
   if (!frame) return std::nullopt;
   return std::move(frame->bytes);
 }
+
+namespace {
+Packet sent(const Mac& mac, const char* v4, const char* v6, const char* dst) {
+  return Packet().from(mac).to(kForeignMac).ip(Ip::parse(dst).value().is_v4() ? v4 : v6, dst);
+}
+}  // namespace
+
+Packet pod_sends(const char* dst) { return sent(kPodMac, kPod, kPod6, dst); }
+
+Packet local_pod_sends(const char* dst) { return sent(kLocalPodMac, kLocalPod, kLocalPod6, dst); }
 
 DatapathTest::DatapathTest()
     : node_([]() -> Node& {

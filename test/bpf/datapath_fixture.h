@@ -82,6 +82,7 @@ inline constexpr Mac kPodHostMac = {0x0a, 0, 0, 0, 1, 1};
 inline constexpr Mac kLocalPodMac = {0x0a, 0, 0, 0, 1, 6};
 inline constexpr Mac kLocalPodHostMac = {0x0a, 0, 0, 0, 1, 2};
 inline constexpr Mac kNextHopMac = {0x0a, 0, 0, 0, 0xff, 0xff};  // of whatever is behind uplink and outside
+inline constexpr Mac kOutsideMac = {0x0a, 0, 0, 0, 0xff, 2};
 inline constexpr Mac kTunnelDeviceMac = {0x02, 0xee, 0, 0, 0, 1};
 inline constexpr Mac kForeignMac = {0x0a, 0, 0, 0, 9, 9};
 
@@ -140,10 +141,11 @@ class Node {
 
   /// The node's new configuration, in JSON; every gateway of it has just been heard.
   const Plan& configure(const std::string& json);
+  /// A configuration of one class with these members, in JSON, which is that of the pod behind pod0. Returns its id.
+  std::uint32_t configure_class(const std::string& members);
   std::uint32_t id_of(const std::string& class_name) const;
   /// The pod behind the device, which from now on is of that class.
-  void put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
-               const std::vector<const char*>& addresses);
+  void put_pod(const std::string& device, std::uint32_t class_id);
 
   template <class Key, class Value>
   void put(const char* map, const Key& key, const Value& value) {
@@ -177,6 +179,11 @@ class Node {
   void track(const std::string& flow);
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
+  Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;
+  /// To which gateway the packet goes in the tunnel; empty: to none.
+  std::string gateway_of(const Outcome& outcome) const;
+  /// How many packets were counted as that, in all classes.
+  std::uint64_t counted(ec_event event) const;
   std::vector<Count> counts() const;
   /// Waits until so many packets have been counted; then that, and nothing else, must have been.
   void expect_counts(std::vector<Count> expected) const;
@@ -212,6 +219,10 @@ class Node {
   std::optional<Plan> plan_;
   bool tracks_ = false;
 };
+
+/// What the pods here send. To another MAC address than the host veth's: that of a bridge, for example.
+Packet pod_sends(const char* dst);
+Packet local_pod_sends(const char* dst);
 
 /// Every test has the node to itself, in its first state.
 class DatapathTest : public ::testing::Test {

@@ -264,7 +264,8 @@ TEST_F(TunnelInTest, AWorkerIsLearnedAndLearnedAgainWhenItsPodMoves) {
 }
 
 TEST_F(TunnelInTest, AWorkerIsLearnedAgainWhenItsPodChangesClass) {
-  node_.put("workers", ec(kRemotePod), ec_worker{.node = ec(kWorker), .gateway = ec(kUnderlay), .class_id = kOtherClass, .pad = 0});
+  node_.put("workers", ec(kRemotePod),
+            ec_worker{.node = ec(kWorker), .gateway = ec(kUnderlay), .class_id = kOtherClass, .pad = 0});
   node_.send_tunneled(kWorker, kLocalVni, outward(kOutside).udp(1, 2).bytes());
   ASSERT_TRUE(node_.next_routed());
   EXPECT_EQ(worker(kRemotePod)->class_id, kLocalClass);
@@ -293,8 +294,7 @@ TEST_F(TunnelInTest, AProbeIsReturnedAsAnswerFromTheAddressThatWasProbed) {
   EXPECT_EQ(returned->vni, EC_VNI_ANSWER);
   EXPECT_EQ(returned->src, kSecondAddress);
   EXPECT_EQ(returned->dst, kWorker);
-  EXPECT_EQ(hex_dump(returned->inner),
-            hex_dump(in_tunnel(probe, kSecondAddress, kWorker).bytes()));
+  EXPECT_EQ(hex_dump(returned->inner), hex_dump(in_tunnel(probe, kSecondAddress, kWorker).bytes()));
   node_.expect_counts({{0, EC_PROBE_ANSWERED, 1, 60}});
   EXPECT_FALSE(worker(kRemotePod)) << "a probe teaches nothing";
 }

@@ -26,7 +26,8 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 }
 
 void worker_known(Node& node) {
-  node.put("workers", ec(kRemotePod), ec_worker{.node = ec(kWorker), .gateway = ec(kSecondAddress), .class_id = kLocalClass, .pad = 0});
+  node.put("workers", ec(kRemotePod),
+           ec_worker{.node = ec(kWorker), .gateway = ec(kSecondAddress), .class_id = kLocalClass, .pad = 0});
 }
 
 class TunnelOutTest : public DatapathTest {};
@@ -92,8 +93,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{.claim = "a reply in a class that has another gateway now is dropped",
              .given =
                  [](Node& node) {
-                   node.put("workers", ec(kRemotePod),
-                            ec_worker{.node = ec(kWorker), .gateway = ec(kSecondAddress), .class_id = kTunnelClass, .pad = 0});
+                   node.put(
+                       "workers", ec(kRemotePod),
+                       ec_worker{
+                           .node = ec(kWorker), .gateway = ec(kSecondAddress), .class_id = kTunnelClass, .pad = 0});
                  },
              .mark = return_mark(kMask),
              .class_id = kTunnelClass,
@@ -122,8 +125,7 @@ TEST_F(TunnelOutTest, AReplyGoesToTheWorkerOfItsPodInTheTunnelOfItsClass) {
   EXPECT_EQ(tunneled->src, kSecondAddress);
   EXPECT_EQ(tunneled->dst, kWorker);
   EXPECT_EQ(tunneled->checksum, 0U);
-  EXPECT_EQ(hex_dump(tunneled->inner),
-            hex_dump(in_tunnel(reply, kSecondAddress, kWorker).bytes()));
+  EXPECT_EQ(hex_dump(tunneled->inner), hex_dump(in_tunnel(reply, kSecondAddress, kWorker).bytes()));
   node_.expect_counts({{kLocalClass, EC_GATEWAY_BACK, 1, reply.bytes().size()}});
 }
 

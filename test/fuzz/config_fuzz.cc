@@ -216,7 +216,7 @@ void check_meaning(const Config& config, std::string_view input) {
 }
 
 void check_config(const Config& config) {
-  require(std::popcount(config.mark_mask) >= 3, "the mask is wide enough");
+  require(std::popcount(config.mark_mask) >= 4, "the mask is wide enough");
   require(config.tunnel_port != 0, "the tunnel has a port");
   check_prefixes(config.nodes);
   check_prefixes(config.cluster_cidrs);

@@ -480,7 +480,8 @@ class LightFleet:
     def _connect(self) -> None:
         """Links, addresses and routes. Checksum offload is off on all links: a veth would carry a wrong checksum to its end unseen."""
         ends = ["outside", *self.names]
-        router = ["link add br0 type bridge mcast_snooping 0", "link set br0 addrgenmode none"]
+        # an address of its own: else it is that of a port, and another one when that is cut
+        router = ["link add br0 address 02:00:00:00:00:01 type bridge mcast_snooping 0", "link set br0 addrgenmode none"]
         for name in ends:
             size = f"mtu {self._mtu.get(name, 1500)}"
             router += [f"link add {name} {size} type veth peer name eth0 {size} netns {self.hosts[name].pid}",

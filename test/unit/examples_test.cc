@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/config.h"
+#include "egressclass.h"
 #include "util/file.h"
 #include "util/json.h"
 
@@ -126,6 +127,24 @@ TEST(Examples, EveryKeyIsInTheReadmesReferenceAndInOneOfItsConfigurations) {
   for (const char* file : {"config.cc", "config_gateways.cc", "config_values.cc"})
     for (const std::string& list : texts_between(content("plugin/core/" + std::string(file)), "is_object_of({", "})"))
       for (const std::string& key : texts_between(list, "\"", "\"")) EXPECT_TRUE(last_parts.contains(key)) << key;
+}
+
+TEST(Examples, EveryReasonAndEventIsInTheReadme) {
+  std::vector<std::string> cells = {
+#define X(id, name) "`" name "`",
+      EC_EVENTS(X)
+#undef X
+  };
+  for (const std::string& counter :
+       texts_between(content("plugin/datapath/nft.cc"), "add counter inet egressclass ", "\n"))
+    cells.push_back('`' + counter + "` (nft)");
+  cells.emplace_back("`nat_exhausted` (kernel)");
+  EXPECT_GE(cells.size(), EC_EVENT_COUNT + 2);
+  const std::string readme = content("README.md");
+  for (const std::string& cell : cells) {
+    const auto follows = [&](const std::string& before) { return readme.find(before + cell) != std::string::npos; };
+    EXPECT_TRUE(follows("\n| ") || follows(", ")) << cell;
+  }
 }
 
 }  // namespace
