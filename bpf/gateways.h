@@ -27,14 +27,18 @@ static __always_inline void gateway_seen(struct ec_gateway* gateway) {
   }
 }
 
-/* A trimmed copy of the packet at hand, with VNI 0, which the gateway's tunnel_in returns. */
+/* A trimmed copy of the packet at hand, with VNI 0, which the gateway's tunnel_in returns. The packet itself may go
+ * another way, or back to the pod: it stays as it is. */
 static __always_inline void probe_by_tunnel(struct __sk_buff* skb, const struct ec_node* n,
                                             const struct ec_ip* gateway) {
   __u32 mark = skb->mark;
+  __u8 macs[2 * ETH_ALEN];
+  if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs))) return;
   if (set_tunnel(skb, EC_VNI_PROBE, underlay_towards(n, gateway), gateway) == 0) {
     set_mark(skb, n, n->probe_mark);
     bpf_clone_redirect(skb, n->tunnel_ifindex, 0);
   }
+  bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
   skb->mark = mark;
 }
 

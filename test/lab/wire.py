@@ -97,10 +97,14 @@ def refused(client: socket.socket, timeout: float = 2) -> bool:
     return False
 
 
-def too_long(client: socket.socket, payload: bytes) -> bool:
-    """Whether the kernel refuses to send a datagram because it knows that it is too long for its path. (An error of an earlier one that
-    waits in the socket is EMSGSIZE likewise: it is taken out first.)"""
+def forget_error(client: socket.socket) -> None:
+    """An ICMP error about an earlier datagram waits in the socket, and the next send() would have it."""
     client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def too_long(client: socket.socket, payload: bytes) -> bool:
+    """Whether the kernel refuses to send a datagram because it knows that it is too long for its path."""
+    forget_error(client)
     try:
         client.send(payload)
     except OSError as error:
