@@ -58,7 +58,7 @@ void return_to(Node& node, const char* pod, std::uint32_t mark) {
 }
 
 const std::vector<Drop>& drops() {
-  static const std::vector<Drop> kDrops = {
+  static const std::vector<Drop> list = {
       {EC_DROP_NO_ATTACHMENT, [](Node& node) { node.classify(request(), "outside"); },
        [](Node& node) { node.classify(request()); }},
       {EC_DROP_DATAPATH_DOWN,
@@ -144,7 +144,7 @@ const std::vector<Drop>& drops() {
       {EC_DROP_STRAY, [](Node& node) { return_to(node, kRemotePod, 0); },
        [](Node& node) { return_to(node, kRemotePod, return_mark(kMask)); }},
   };
-  return kDrops;
+  return list;
 }
 
 // For which the kernel gives no occasion: it refuses a tunnel key, or an entry in an LRU map, only without memory.

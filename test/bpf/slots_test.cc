@@ -23,7 +23,8 @@ using Shares = std::map<std::string, unsigned>;      // pods, by egress IP
 /// This node is the gateway. The class's own mark is that of kLocalClass: so the kernel routes what gets the first
 /// egress IP, and nothing else.
 std::string members(const std::string& egress_ips) {
-  return R"("mark": "0x2", "destinations": ["0.0.0.0/0", "::/0"], "gateways": [{"address": "192.0.2.31", "egressIPs": [)" +
+  return R"("mark": "0x2", "destinations": ["0.0.0.0/0", "::/0"],
+            "gateways": [{"address": "192.0.2.31", "egressIPs": [)" +
          egress_ips + "]}]";
 }
 
@@ -188,9 +189,9 @@ class CrowdedTest : public SlotsTest {
   }
 
   /// New flows of the pod, of which so many get the egress IP that is not due.
-  unsigned diverted(unsigned flows = 100) {
+  unsigned diverted() {
     unsigned diverted = 0;
-    for (std::uint16_t port = 1; port <= flows; ++port) diverted += egress_ip_for(to_outside(port)) == other_ ? 1 : 0;
+    for (std::uint16_t port = 1; port <= 100; ++port) diverted += egress_ip_for(to_outside(port)) == other_ ? 1 : 0;
     return diverted;
   }
 
