@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from light_fleet import GATEWAYS, REMOTES, FleetPod, LightFleet, configuration, egress_class, egress_ip, gateway, underlay, until
@@ -72,19 +73,25 @@ def test_each_gateway_has_its_own_egress_ips_and_no_other(three):
     assert on_interface(three.worker1) == set()
 
 
-@FAMILY
-def test_each_pod_has_one_gateway_and_all_gateways_have_pods(three, family):
-    """Whatever the destination, the port, and the protocol."""
-    pods = [three.worker1.pod(f"{family}p{number}", "pod", last=20 * family + number) for number in range(18)]
-    chosen = Counter()
-    with three.watch(ips(GATEWAYS, family)) as watch:
-        for pod in pods:
-            found = set(sources(ask_many(pod, REMOTES[family], 10) + ask_many(pod, REMOTES[family], 5, proto="tcp")))
-            assert len(found) == 1, found
-            chosen += Counter(found)
-            assert ping(pod, REMOTES[family][0]) == "reply"
-    watch.assert_no_leak()
-    assert set(chosen) == ips(GATEWAYS, family), chosen
+def each_has_one(pods: list[FleetPod], family: int) -> set[str]:
+    """The sources that pods have, each a single one, whatever the destination, the port, and the protocol."""
+    chosen = set()
+    for pod in pods:
+        found = set(sources(ask_many(pod, REMOTES[family], 10) + ask_many(pod, REMOTES[family], 5, proto="tcp")))
+        assert len(found) == 1, found
+        chosen |= found
+        assert ping(pod, REMOTES[family][0]) == "reply"
+    return chosen
+
+
+def test_each_pod_has_one_gateway_and_all_gateways_have_pods(three):
+    pods = make_pods(three.worker1, 18, "pod")
+    for family in 4, 6:
+        with three.watch(ips(GATEWAYS, family)) as watch:
+            chosen = each_has_one(pods, family)
+        watch.assert_no_leak()
+        assert chosen == ips(GATEWAYS, family)
+        assert {record.src for record in watch.arrivals(proto="icmp" if family == 4 else "icmp6")} == chosen
 
 
 @FAMILY
@@ -154,99 +161,99 @@ def test_gateway_with_its_own_egress_ips_is_dealt_none(make_light_fleet):
         {"203.0.113.41", "2001:db8:7::41"}, {"203.0.113.8"}, {"203.0.113.42"}]
 
 
-@FAMILY
-def test_gateways_of_one_class_may_be_reached_over_different_families(make_light_fleet, family):
+def test_gateways_of_one_class_may_be_reached_over_different_families(make_light_fleet):
     fleet = make_light_fleet(FLEET)
     fleet.apply(configuration(egress_class("web", own("gateway1", 4), own("gateway2", 6), spread="flow")))
-    expected = ips(("gateway1", "gateway2"), family)
-    with fleet.watch(expected) as watch:
-        assert set(sources(ask_many(fleet.worker1.pod("p", "web"), REMOTES[family], 40))) == expected
-    watch.assert_no_leak()
+    pod = fleet.worker1.pod("p", "web")
+    for family in 4, 6:
+        expected = ips(("gateway1", "gateway2"), family)
+        with fleet.watch(expected) as watch:
+            assert set(sources(ask_many(pod, REMOTES[family], 40))) == expected
+        watch.assert_no_leak()
 
 
 # --- several egress IPs on one gateway
 
-@FAMILY
 @pytest.mark.parametrize("node", ["worker1", "gateway1"], ids=["by tunnel", "on the gateway"])
-def test_several_egress_ips_of_a_gateway_each_pod_has_one(make_light_fleet, node, family):
+def test_several_egress_ips_of_a_gateway_each_pod_has_one(make_light_fleet, node):
     fleet = make_light_fleet(["worker1", "gateway1"])
-    wanted = [egress_ip(number, family) for number in (7, 8, 9)]
-    fleet.apply(configuration(egress_class("web", gateway("gateway1", egressIPs=wanted))))
-    chosen = Counter()
-    with fleet.watch(wanted) as watch:
-        for pod in make_pods(getattr(fleet, node), 16):
-            found = set(sources(ask_many(pod, REMOTES[family], 10) + ask_many(pod, REMOTES[family], 5, proto="tcp")))
-            assert len(found) == 1, found
-            chosen += Counter(found)
-            assert ping(pod, REMOTES[family][0]) == "reply"
-    watch.assert_no_leak()
-    assert set(chosen) == set(wanted), chosen
+    wanted = {family: [egress_ip(number, family) for number in (7, 8, 9)] for family in (4, 6)}
+    fleet.apply(configuration(egress_class("web", gateway("gateway1", egressIPs=wanted[4] + wanted[6]))))
+    pods = make_pods(getattr(fleet, node), 16)
+    for family in 4, 6:
+        with fleet.watch(wanted[family]) as watch:
+            chosen = each_has_one(pods, family)
+        watch.assert_no_leak()
+        assert chosen == set(wanted[family])
 
 
 # --- change
 
-def choices(fleet: LightFleet, gateways: Collection[str], family: int) -> list[str]:
-    """Which egress IP each of 1000 flows of a pod gets that nobody has seen before."""
+BOTH = (4, 6)
+
+
+def choices(fleet: LightFleet, gateways: Collection[str]) -> dict[int, list[str]]:
+    """Which egress IP each of 1000 flows of a pod gets that nobody has seen before; by family."""
     fleet.apply(web(gateways, spread="flow"))
     pod = fleet.worker1.pod("p", "web", last=5)
-    return sources(ask_many(pod, REMOTES[family], 1000, sports=SPORTS))
+    return {family: sources(ask_many(pod, REMOTES[family], 1000, sports=SPORTS)) for family in BOTH}
 
 
-@FAMILY
-def test_one_gateway_less_moves_its_flows_and_no_others(make_light_fleet, family):
+def test_one_gateway_less_moves_its_flows_and_no_others(make_light_fleet):
     """The same new flows in a fleet that has three gateways and in one that has two of them: those of the third, about one of three, are
     spread over the others; the rest goes where it went."""
     with ThreadPoolExecutor(2) as pool:
-        before, after = pool.map(lambda names: choices(make_light_fleet(FLEET), names, family), (GATEWAYS, GATEWAYS[:2]))
-    gone = egress_ip(NUMBERS["gateway3"], family)
-    moved = [(old, new) for old, new in zip(before, after) if old != new]
-    assert {old for old, _ in moved} == {gone}
-    assert 250 <= len(moved) <= 420, len(moved)
-    assert len(moved) == before.count(gone)
-    there = Counter(new for _, new in moved)
-    assert set(there) == ips(GATEWAYS[:2], family) and min(there.values()) > len(moved) / 3
+        three, two = pool.map(lambda names: choices(make_light_fleet(FLEET), names), (GATEWAYS, GATEWAYS[:2]))
+    for family in BOTH:
+        before, gone = three[family], egress_ip(NUMBERS["gateway3"], family)
+        moved = [(old, new) for old, new in zip(before, two[family]) if old != new]
+        assert {old for old, _ in moved} == {gone}
+        assert 250 <= len(moved) <= 420, len(moved)
+        assert len(moved) == before.count(gone)
+        there = Counter(new for _, new in moved)
+        assert set(there) == ips(GATEWAYS[:2], family) and min(there.values()) > len(moved) / 3
 
 
-@FAMILY
-def test_one_gateway_less_moves_its_pods_and_no_others(make_light_fleet, family):
+def test_one_gateway_less_moves_its_pods_and_no_others(make_light_fleet):
     fleet = make_light_fleet(FLEET)
     fleet.apply(web())
     pods = make_pods(fleet.worker1, 18)
-    before = [ask(pod, REMOTES[family][0]).source for pod in pods]
+
+    def asked() -> list[tuple[int, str]]:
+        return [(family, ask(pod, REMOTES[family][0]).source) for family in BOTH for pod in pods]
+    before = asked()
     fleet.apply(web(GATEWAYS[:2]), on=["worker1"])      # first who sends
     fleet.apply(web(GATEWAYS[:2]), on=GATEWAYS)
-    after = [ask(pod, REMOTES[family][0]).source for pod in pods]
-    gone = egress_ip(NUMBERS["gateway3"], family)
-    assert gone in before and gone not in after
-    assert all(old in (new, gone) for old, new in zip(before, after))
+    for (family, old), (_, new) in zip(before, asked()):
+        gone = egress_ip(NUMBERS["gateway3"], family)
+        assert (family, gone) in before and new != gone and old in (new, gone)
     assert on_interface(fleet.gateway3) == set()
 
 
-@FAMILY
 @SPREAD
-def test_open_flows_stay_where_they_are_when_a_gateway_comes(make_light_fleet, spread, family):
+def test_open_flows_stay_where_they_are_when_a_gateway_comes(make_light_fleet, spread):
     """New ones take it in; no answer of an open one is lost meanwhile."""
     fleet = make_light_fleet(FLEET)
     fleet.apply(web(GATEWAYS[:2], spread=spread))
     pods = make_pods(fleet.worker1, 12)
-    with fleet.watch(ips(GATEWAYS, family)) as watch, Stream(pods[0], REMOTES[family][0], "udp", 300) as datagrams, \
-            Stream(pods[1], REMOTES[family][1], "tcp", 300) as stream:
-        flows = [Flows(pod, REMOTES[family], 5, proto=proto) for pod in pods for proto in ("udp", "tcp")]
+    with ExitStack() as stack:
+        watch = stack.enter_context(fleet.watch(ips(GATEWAYS, 4) | ips(GATEWAYS, 6)))
+        streams = [stack.enter_context(Stream(pod, REMOTES[family][0], proto, 200))
+                   for family in BOTH for pod, proto in ((pods[0], "udp"), (pods[1], "tcp"))]
+        flows = [stack.enter_context(Flows(pod, REMOTES[family], 5, proto=proto))
+                 for family in BOTH for pod in pods for proto in ("udp", "tcp")]
         before = [sources(flow.ask()) for flow in flows]
         fleet.apply(web(spread=spread), on=["gateway3"])        # first who takes
         fleet.apply(web(spread=spread), on=["worker1", *GATEWAYS[:2]])
         after = [sources(flow.ask()) for flow in flows]
-        new = [source for pod in pods for source in sources(ask_many(pod, REMOTES[family], 10))]
-        for flow in flows:
-            flow.__exit__()
+        for family in BOTH:
+            new = [source for pod in pods for source in sources(ask_many(pod, REMOTES[family], 10))]
+            assert egress_ip(NUMBERS["gateway3"], family) in new
     watch.assert_no_leak()
     assert after == before
-    assert egress_ip(NUMBERS["gateway3"], family) in new
-    for one in datagrams, stream:
-        assert one.lost == [] and len(one.sources) == 1 and not one.error and one.sent > 30
+    for stream in streams:
+        assert stream.lost == [] and len(stream.sources) == 1 and not stream.error and stream.sent > 30
 
-
-# --- death
 
 def pod_of(fleet: LightFleet, name: str, family: int, pods: list[FleetPod]) -> FleetPod:
     """One whose gateway is this."""
@@ -258,83 +265,110 @@ def pod_of(fleet: LightFleet, name: str, family: int, pods: list[FleetPod]) -> F
     raise AssertionError(f"no pod has {name}")
 
 
-@FAMILY
-@pytest.mark.parametrize("by", [4, 6], ids=["tunnel over IPv4", "tunnel over IPv6"])
-def test_new_flows_avoid_a_dead_gateway_and_come_back_to_it(make_light_fleet, by, family):
-    fleet = make_light_fleet(FLEET)
-    names = GATEWAYS[:2]
-    fleet.apply(configuration(egress_class("web", *(own(name, by) for name in names))))
-    node, pods = fleet.worker1, make_pods(fleet.worker1, 12)
-    victim, other = (pod_of(fleet, name, family, pods) for name in names)
-    dead, alive = (egress_ip(NUMBERS[name], family) for name in names)
-    with fleet.watch({dead, alive}) as watch, Stream(other, REMOTES[family][1], "udp", 200) as bystander:
-        fleet.cut("gateway1")
-        seen = until(lambda: ask(victim, REMOTES[family][0], proto="udp", timeout=0.15), 3, what="no flow found the other gateway")
-        assert seen.source == alive
-        assert state(node, underlay("gateway1", by)) == "unreachable"
-        assert state(node, underlay("gateway2", by)) == "reachable"
-        assert ask(victim, REMOTES[family][0]).source == alive
-        fleet.mend("gateway1")
-        until(lambda: (ask(victim, REMOTES[family][0], proto="udp", timeout=0.15) or (alive,))[0] == dead, 3,
-              what="no flow came back to the gateway")
-    watch.assert_no_leak()
-    assert bystander.lost == [] and bystander.sources == {alive}
-
-
-@FAMILY
-def test_open_flow_of_a_dead_gateway_goes_on_by_another_and_stays_there(make_light_fleet, family):
-    fleet = make_light_fleet(FLEET)
-    names = GATEWAYS[:2]
-    fleet.apply(web(names))
-    victim = pod_of(fleet, "gateway1", family, make_pods(fleet.worker1, 12))
-    dead, alive = (egress_ip(NUMBERS[name], family) for name in names)
-    with fleet.watch({dead, alive}) as watch, Stream(victim, REMOTES[family][0], "udp", 100) as stream:
-        stream.wait_seen(5)
-        assert stream.sources == {dead}
-        fleet.cut("gateway1")
-        until(lambda: alive in stream.sources, 3, what="the flow did not move")
-        fleet.mend("gateway1")
-        until(lambda: (ask(victim, REMOTES[family][1], timeout=0.15) or (alive,))[0] == dead, 3, what="the gateway does not come back")
-        at = stream.sent
-        until(lambda: stream.sent >= at + 20)
-    watch.assert_no_leak()
-    assert {stream.seen[number].source for number in range(at, at + 20)} == {alive}
-
-
-@FAMILY
-@SPREAD
-def test_nothing_leaves_while_all_gateways_are_dead(make_light_fleet, spread, family):
-    fleet = make_light_fleet(FLEET)
-    names = GATEWAYS[:2]
-    fleet.apply(web(names, spread=spread))
-    node, pod = fleet.worker1, fleet.worker1.pod("p", "web")
-    assert ask(pod, REMOTES[family][0])
-    with fleet.watch(()) as watch:
-        for name in names:
-            fleet.cut(name)
-        until(lambda: ask(pod, REMOTES[family][0], proto="udp", timeout=0.05) is None
-              and node.drops("web").get("gateway_unreachable"), 4)
-        assert {state(node, underlay(name)) for name in names} == {"unreachable"}
-    assert not watch.arrivals("outside") and not watch.arrivals("worker1")
-    fleet.mend("gateway2")
-    seen = until(lambda: ask(pod, REMOTES[family][0], timeout=0.15), 3)
-    assert seen.source == egress_ip(NUMBERS["gateway2"], family)
-
-
-@FAMILY
-def test_flows_of_a_removed_gateway_do_not_leave_with_another_source_than_the_class_has(make_light_fleet, family):
+def test_flows_of_a_removed_gateway_do_not_leave_with_another_source_than_the_class_has(make_light_fleet):
     """A datagram flow goes on by another gateway; of the removed one nothing more is seen."""
     fleet = make_light_fleet(FLEET)
     names = GATEWAYS[:2]
     fleet.apply(web(names))
-    victim = pod_of(fleet, "gateway1", family, make_pods(fleet.worker1, 12))
-    gone, left = (egress_ip(NUMBERS[name], family) for name in names)
-    with fleet.watch({gone, left}) as watch, Stream(victim, REMOTES[family][0], "udp", 100) as stream:
-        stream.wait_seen(5)
+    pods = make_pods(fleet.worker1, 12)
+    victims = {family: pod_of(fleet, "gateway1", family, pods) for family in BOTH}
+    with fleet.watch(ips(names, 4) | ips(names, 6)) as watch, Stream(victims[4], REMOTES[4][0], "udp", 100) as stream4, \
+            Stream(victims[6], REMOTES[6][0], "udp", 100) as stream6:
+        streams = {4: stream4, 6: stream6}
+        for stream in streams.values():
+            stream.wait_seen(5)
         fleet.apply(web(["gateway2"]))
-        at = stream.sent
-        stream.wait_seen(10)
-        until(lambda: stream.sent >= at + 10)
+        at = {family: stream.sent for family, stream in streams.items()}
+        for family, stream in streams.items():
+            stream.wait_seen(10)
+            until(lambda: stream.sent >= at[family] + 10)
     watch.assert_no_leak()
-    assert {stream.seen[number].source for number in range(at, at + 10) if number in stream.seen} == {left}
-    assert len(stream.lost) < 20
+    for family, stream in streams.items():
+        numbers = range(at[family], at[family] + 10)
+        assert {stream.seen[number].source for number in numbers if number in stream.seen} == ips(["gateway2"], family)
+        assert len(stream.lost) < 20
+
+
+# --- death
+
+@pytest.fixture
+def pair(make_light_fleet):
+    """pair(keys of the class): a fleet whose class has the first two gateways, 12 pods, and for each family one of each gateway."""
+    def make(by: int = 4, **keys):
+        fleet = make_light_fleet(["worker1", *NAMES])
+        fleet.apply(configuration(egress_class("web", *(own(name, by) for name in NAMES), **keys)))
+        pods = make_pods(fleet.worker1, 12)
+        return fleet, {(name, family): pod_of(fleet, name, family, pods) for name in NAMES for family in BOTH}
+    return make
+
+
+NAMES = GATEWAYS[:2]
+DEAD, ALIVE = ({family: egress_ip(NUMBERS[name], family) for family in BOTH} for name in NAMES)
+ANY = {*DEAD.values(), *ALIVE.values()}
+
+
+def source_of_new_flow(pod: FleetPod, family: int) -> str:
+    seen = ask(pod, REMOTES[family][0], proto="udp", timeout=0.15)
+    return seen.source if seen else ""
+
+
+@pytest.mark.parametrize("by", BOTH, ids=["tunnel over IPv4", "tunnel over IPv6"])
+def test_new_flows_avoid_a_dead_gateway_and_come_back_to_it(pair, by):
+    fleet, pods = pair(by)
+    node = fleet.worker1
+    with fleet.watch(ANY) as watch, Stream(pods["gateway2", 4], REMOTES[4][1], "udp", 200) as bystander4, \
+            Stream(pods["gateway2", 6], REMOTES[6][1], "udp", 200) as bystander6:
+        fleet.cut("gateway1")
+        for family in BOTH:
+            found = until(lambda: source_of_new_flow(pods["gateway1", family], family), 3, what="no flow found the other gateway")
+            assert found == ALIVE[family]
+            assert ask(pods["gateway1", family], REMOTES[family][0]).source == ALIVE[family]
+        assert [state(node, underlay(name, by)) for name in NAMES] == ["unreachable", "reachable"]
+        fleet.mend("gateway1")
+        for family in BOTH:
+            until(lambda: source_of_new_flow(pods["gateway1", family], family) == DEAD[family], 3,
+                  what="no flow came back to the gateway")
+        assert state(node, underlay("gateway1", by)) == "reachable"
+    watch.assert_no_leak()
+    for family, bystander in (4, bystander4), (6, bystander6):
+        assert bystander.lost == [] and bystander.sources == {ALIVE[family]}
+
+
+def test_open_flows_of_a_dead_gateway_go_on_by_another_and_stay_there(pair):
+    fleet, pods = pair()
+    with fleet.watch(ANY) as watch, Stream(pods["gateway1", 4], REMOTES[4][0], "udp", 100) as stream4, \
+            Stream(pods["gateway1", 6], REMOTES[6][0], "udp", 100) as stream6:
+        streams = {4: stream4, 6: stream6}
+        for family, stream in streams.items():
+            stream.wait_seen(5)
+            assert stream.sources == {DEAD[family]}
+        fleet.cut("gateway1")
+        for family, stream in streams.items():
+            until(lambda: ALIVE[family] in stream.sources, 3, what="the flow did not move")
+        fleet.mend("gateway1")
+        for family, stream in streams.items():
+            until(lambda: source_of_new_flow(pods["gateway1", family], family) == DEAD[family], 3,
+                  what="the gateway does not come back")
+        at = {family: stream.sent for family, stream in streams.items()}
+        for family, stream in streams.items():
+            until(lambda: stream.sent >= at[family] + 20)
+    watch.assert_no_leak()
+    for family, stream in streams.items():
+        assert {stream.seen[number].source for number in range(at[family], at[family] + 20)} == {ALIVE[family]}
+
+
+@SPREAD
+def test_nothing_leaves_while_all_gateways_are_dead(pair, spread):
+    fleet, pods = pair(spread=spread)
+    node, pod = fleet.worker1, pods["gateway1", 4]
+    with fleet.watch(()) as watch:
+        for name in NAMES:
+            fleet.cut(name)
+        until(lambda: not source_of_new_flow(pod, 4) and node.drops("web").get("gateway_unreachable"), 4)
+        for family in BOTH:
+            assert all(not source_of_new_flow(pod, family) for pod in pods.values())
+        assert {state(node, underlay(name)) for name in NAMES} == {"unreachable"}
+    assert not watch.arrivals("outside") and not watch.arrivals("worker1")
+    fleet.mend("gateway2")
+    for family in BOTH:
+        assert until(lambda: source_of_new_flow(pod, family), 3) == ALIVE[family]
