@@ -31,8 +31,7 @@ static __always_inline void reverse_flow_key_of(const struct packet* p, struct e
 }
 
 static __always_inline struct ec_fragment_key fragment_key_of(const struct packet* p) {
-  struct ec_fragment_key key = {
-      .src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->ipv4 ? p->proto : 0};
+  struct ec_fragment_key key = {.src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->ipv4 ? p->proto : 0};
   return key;
 }
 
@@ -62,7 +61,7 @@ static __always_inline struct ec_flow* own_flow(const struct packet* p, const st
   struct ec_flow* flow = bpf_map_lookup_elem(&flows, key);
   if (!flow) return 0;
   __u64 now = bpf_ktime_get_ns();
-  __s64 idle = now - flow->last_seen_ns; /* negative: another CPU has just set it */
+  __s64 idle = now - flow->last_seen_ns;                                    /* negative: another CPU has just set it */
   bool is_older = p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_SYN); /* and had the same ports */
   if (is_older || (key->proto != IPPROTO_TCP && idle > EC_IDLE_FLOW_NS)) {
     bpf_map_delete_elem(&flows, key);

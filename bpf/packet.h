@@ -98,8 +98,8 @@ static __always_inline bool stays_on_link(const struct packet* p) {
 }
 
 /* A neighbour that is asked for, or answers, by an address beyond the link: the pod's router, whose presence its kernel
- * checks now and then, from its link-local address. Nobody forwards that (RFC 4861, 7.1: hop limit 255; RFC 4291, 2.5.6:
- * nothing with such a source). */
+ * checks now and then, from its link-local address. Nobody forwards that (RFC 4861, 7.1: hop limit 255; RFC
+ * 4291, 2.5.6: nothing with such a source). */
 static __always_inline bool is_neighbour_discovery(struct __sk_buff* skb, const struct packet* p) {
   __u8 type;
   if (p->ipv4 || p->proto != PROTO_ICMP6 || p->ttl != 255 || (bpf_ntohl(p->src.w[0]) >> 22) != 0x3fa) return false;

@@ -58,8 +58,8 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it.
  * Ports are taken at random: from a pod's own port on, the kernel would give up within a run of taken ones.
  *
- * What is for the cluster has its last destination in its header: with a source route, a node that honours it would send
- * it on to the outside.
+ * What is for the cluster has its last destination in its header: with a source route, a node that honours it would
+ * send it on to the outside.
  *
  * srcnat and guard are for what is forwarded. Local programs may use the same bits for their own ends (iif 0), and on
  * multicast a mark is no mark: the kernel's IGMP and MLD reports use the field for something else (sk_buff: `mark` and

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the programs read of a plan, beside its rulesets (rulesets.h): the maps `gateways`, `classes`, `vnis` and `node`.
+// What the programs read of a plan, beside its rulesets (rulesets.h): the maps `gateways`, `classes`, `vnis` and
+// `node`.
 #pragma once
 
 #include <map>

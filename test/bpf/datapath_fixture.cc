@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
@@ -379,6 +380,21 @@ void Node::track(const std::string& flow) {
   shell("conntrack -I " + flow + " --timeout 60 >/dev/null 2>&1");
   tracks_ = true;
   see_gateways();  // that has taken its time
+}
+
+void Node::track(const std::vector<std::string>& flows) {
+  // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  std::FILE* input = ::popen("conntrack -R /dev/stdin >/dev/null 2>&1", "w");
+  require(input != nullptr, "cannot run conntrack");
+  for (const std::string& flow : flows) std::fputs(("-I " + flow + " --timeout 60\n").c_str(), input);
+  require(::pclose(input) == 0, "conntrack does not take all of the flows");
+  tracks_ = true;
+  see_gateways();
+}
+
+bool Node::is_tracked(const std::string& flow) const {
+  // The tests' own constants. NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  return std::system(("conntrack -G " + flow + " >/dev/null 2>&1").c_str()) == 0;
 }
 
 void Node::see_gateways() {

@@ -177,6 +177,10 @@ class Node {
   void lose_gateway(const char* address);
   /// The kernel's conntrack knows a flow: the arguments of `conntrack -I`. Before other changes.
   void track(const std::string& flow);
+  /// The same of many at once.
+  void track(const std::vector<std::string>& flows);
+  /// Whether it knows it still: the arguments of `conntrack -G`.
+  bool is_tracked(const std::string& flow) const;
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
   Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;

@@ -2,6 +2,8 @@
 // classify and the tunnel with IPv6: extension headers, fragments, flows, and an underlay of either family.
 #include <netinet/in.h>
 
+#include <cstring>
+
 #include "core/mark.h"
 #include "datapath_fixture.h"
 
@@ -145,6 +147,51 @@ INSTANTIATE_TEST_SUITE_P(
              pod_sends(kOutside6).icmp(kUnreachable6, 4).about(Packet().ip(kOutside6, kLocalPod6).udp(5555, 80)),
              EC_STEERED_TUNNEL}),
     claim_as_name<Case>);
+
+// --- whose packet it is ------------------------------------------------------------------------------------------
+
+struct Discovery {
+  const char* claim;
+  Packet packet;
+  ec_event counted;
+};
+
+std::ostream& operator<<(std::ostream& out, const Discovery& c) { return out << c.claim << ", given" << c.packet; }
+
+class NeighbourDiscovery : public Ipv6Test, public ::testing::WithParamInterface<Discovery> {};
+
+TEST_P(NeighbourDiscovery, Claim) {
+  const Discovery& c = GetParam();
+  const Outcome outcome = node_.classify(c.packet);
+  EXPECT_EQ(outcome.action, c.counted == EC_BYPASSED ? Action::kNext : Action::kDrop);
+  node_.expect_counts({{id_, c.counted, 1, c.packet.bytes().size()}});
+}
+
+Packet from_link_local(std::uint8_t type) {
+  return pod_sends(kOutside6).ip("fe80::5", "2001:db8:244::1").ttl(255).icmp(type).payload(16);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    LinkLocal, NeighbourDiscovery,
+    ::testing::Values(
+        Discovery{"a solicitation to an address beyond the link bypasses", from_link_local(135), EC_BYPASSED},
+        Discovery{"an advertisement to an address beyond the link bypasses", from_link_local(136), EC_BYPASSED},
+        Discovery{"a redirect is spoofed", from_link_local(137), EC_DROP_SPOOFED},
+        Discovery{"ping is spoofed", from_link_local(kEcho6), EC_DROP_SPOOFED},
+        Discovery{"UDP is spoofed", from_link_local(135).udp(0x8700, 1), EC_DROP_SPOOFED},
+        Discovery{"a solicitation that was forwarded is spoofed", from_link_local(135).ttl(254), EC_DROP_SPOOFED},
+        Discovery{"a solicitation in fragments is spoofed", from_link_local(135).fragment(1, 0, true), EC_DROP_SPOOFED},
+        Discovery{"a solicitation from an address of nobody is spoofed",
+                  from_link_local(135).ip("fec0::5", "2001:db8:244::1"), EC_DROP_SPOOFED}),
+    claim_as_name<Discovery>);
+
+TEST_F(Ipv6Test, AnIpv4AddressOfThePodIsNoneInAnIpv6Header) {
+  Bytes packet = pod_sends(kOutside6).udp(1, 2).bytes();
+  const ec_ip mapped = ec(kPod);
+  std::memcpy(packet.data() + 14 + 8, &mapped, sizeof(mapped));
+  EXPECT_EQ(node_.run(Program::kClassify, packet, node_.ifindex("pod0")).action, Action::kDrop);
+  node_.expect_counts({{id_, EC_DROP_SPOOFED, 1, packet.size()}});
+}
 
 // --- fragments ---------------------------------------------------------------------------------------------------
 

@@ -568,11 +568,11 @@ class LightFleet:
         self.router.run(f"ip link set {name} mtu {mtu}")
 
     def cut(self, name: str) -> None:
-        """Pull a host's cable: its interface stays up, nothing gets through. mend() puts it back."""
-        self.router.run(f"ip link set {name} nomaster; ip link set {name} down")
+        """Nothing gets through to a host or from it, and no interface goes down: as when a switch fails in between. Until mend()."""
+        self.router.run(["bridge", "link", "set", "dev", name, "state", "0"])
 
     def mend(self, name: str) -> None:
-        self.router.run(f"ip link set {name} master br0; ip link set {name} up")
+        self.router.run(["bridge", "link", "set", "dev", name, "state", "3"])
 
     def pods_via_appliance(self) -> None:
         """The router sends what is for pods to the appliance, as it must when that does no NAT and is the way to them."""

@@ -260,10 +260,12 @@ TEST(Config, AcceptsAsManyEgressIpsPerGatewayAndFamilyAsTheDatapathHas) {
   };
   const std::string v4 = "198.51.100.";
   const std::string v6 = "2001:db8:3::";
-  for (const auto& [network, other, family] : {std::tuple(v4, v6, "IPv4"), std::tuple(v6, v4, "IPv6")}) {
+  const char* two_v4 = R"(,"198.51.100.1","198.51.100.2")";
+  const char* two_v6 = R"(,"2001:db8:3::1","2001:db8:3::2")";
+  for (const auto& [network, others, family] : {std::tuple(v4, two_v6, "IPv4"), std::tuple(v6, two_v4, "IPv6")}) {
     const std::string one = R"([{"address":"192.0.2.21"}])";
     EXPECT_EQ(problems_of(with(one, addresses(network, 8))), "");
-    EXPECT_EQ(problems_of(with(one, addresses(network, 8, ",\"" + other + "1\",\"" + other + "2\""))), "");
+    EXPECT_EQ(problems_of(with(one, addresses(network, 8, others))), "");
     EXPECT_EQ(problems_of(with(one, addresses(network, 9))), one_too_many("egressIPs[8]", network + "9", family));
     EXPECT_EQ(problems_of(with(one, addresses(network, 10))), one_too_many("egressIPs[8]", network + "9", family));
     EXPECT_EQ(problems_of(with(two, addresses(network, 16))), "");
@@ -750,6 +752,22 @@ TEST(Config, RefusesMoreClassesThanTheMaskHasRoomFor) {
   };
   EXPECT_EQ(problems_of(text(3)), "");
   EXPECT_NE(problems_of(text(4)).find("has 4 classes, and \"markMask\" 0xf has room for 3"), std::string::npos);
+}
+
+TEST(Config, RefusesMoreThanAnyFileNeeds) {
+  const auto prefixes = [](std::size_t count) {
+    Json json = {{"classes", Json::array()}, {"clusterCIDRs", Json::array()}};
+    for (std::size_t i = 0; i < count; ++i) json["clusterCIDRs"].push_back(0);
+    return json.dump();
+  };
+  EXPECT_EQ(problems_of(prefixes(400001)), "f: clusterCIDRs: array: must not have more than 400000 entries\n");
+  EXPECT_EQ(problems_of(prefixes(400000)).find("more than"), std::string::npos);
+
+  Json keys = {{"classes", Json::array()}};
+  for (int i = 1; i < 1000; ++i) keys["key" + std::to_string(i)] = 0;
+  EXPECT_EQ(problems_of(keys.dump()).find("too many"), std::string::npos);
+  keys["one more"] = 0;
+  EXPECT_EQ(problems_of(keys.dump()), "f: object: has too many keys\n");
 }
 
 TEST(Config, NamesThePlaceOfBrokenJson) {

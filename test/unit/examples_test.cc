@@ -70,7 +70,7 @@ void collect_keys(const Json& json, const std::string& path, std::set<std::strin
     for (const Json& item : json) collect_keys(item, path + "[]", keys);
   if (!json.is_object()) return;
   for (const auto& [key, value] : json.items()) {
-    const std::string at = path.empty() ? key : path + '.' + key;
+    const std::string at = std::string(path).append(path.empty() ? "" : ".").append(key);
     keys->insert(at);
     collect_keys(value, at, keys);
   }
@@ -130,11 +130,10 @@ TEST(Examples, EveryKeyIsInTheReadmesReferenceAndInOneOfItsConfigurations) {
 }
 
 TEST(Examples, EveryReasonAndEventIsInTheReadme) {
-  std::vector<std::string> cells = {
-#define X(id, name) "`" name "`",
-      EC_EVENTS(X)
+  std::vector<std::string> cells;
+#define X(id, name) cells.emplace_back("`" name "`");
+  EC_EVENTS(X)
 #undef X
-  };
   for (const std::string& counter :
        texts_between(content("plugin/datapath/nft.cc"), "add counter inet egressclass ", "\n"))
     cells.push_back('`' + counter + "` (nft)");

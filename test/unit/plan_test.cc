@@ -475,8 +475,8 @@ TEST(Plan, AnEgressIpKeepsItsIdWhenOthersComeAndGo) {
   const NodeFacts facts = facts_of("192.0.2.21");
   for (const std::string network : {"203.0.113.", "2001:db8:1::"}) {
     const auto with = [&](const std::vector<std::string>& hosts) {
-      std::vector<std::string> ips;
-      for (const std::string& host : hosts) ips.push_back(network + host);
+      std::vector<std::string> ips = hosts;
+      for (std::string& ip : ips) ip.insert(0, network);
       return a_config({a_class("a", 1, {gateway("192.0.2.21", ips)}), a_class("b", 2, {gateway("192.0.2.21")})});
     };
     const Plan first = plan_of(with({"7", "8", "9"}), facts);
@@ -667,6 +667,55 @@ TEST(Applied, KeepsTheIdsOfEgressIps) {
   EXPECT_EQ(read->slots, applied.slots);
   EXPECT_EQ(read->slots.size(), 5U);
   EXPECT_EQ(read->to_json(), applied.to_json());
+}
+
+/// A running pod of shop that has the class "a".
+Attachment running(const Applied& applied, std::optional<std::string> annotation = std::nullopt) {
+  Attachment attachment;
+  attachment.pod = {"shop", "web-0", "uid-1", std::move(annotation)};
+  attachment.class_name = "a";
+  attachment.class_id = applied.ids.at("a");
+  attachment.class_vni = 1;
+  attachment.host_ifindex = 17;
+  return attachment;
+}
+
+Applied applied_of(std::vector<ClassConfig> classes) {
+  return plan_of(a_config(std::move(classes)), facts_of("192.0.2.11")).applied;
+}
+
+TEST(Reclassed, ARunningPodHasTheClassThatIsChosenForItNow) {
+  ClassConfig selecting = a_class("b", 2);
+  selecting.select = {{{"shop"}, {}}};
+  const Applied applied = applied_of({a_class("a", 1), selecting});
+  const Attachment before = running(applied);
+  Attachment wanted = before;
+  wanted.class_name = "b";
+  wanted.class_id = applied.ids.at("b");
+  wanted.class_vni = 2;
+  EXPECT_NE(wanted.class_id, before.class_id);
+  EXPECT_EQ(reclassed(applied, before), wanted);   // and all else as it was
+  EXPECT_EQ(reclassed(applied, wanted), wanted);   // no change: nothing to do
+  const Attachment named = running(applied, "a");  // the pod's own choice comes first
+  EXPECT_EQ(reclassed(applied, named), named);
+}
+
+TEST(Reclassed, APodForWhichThereIsNoClassKeepsWhatItHas) {
+  const Applied none_selects = applied_of({a_class("a", 1), a_class("b", 2)});
+  EXPECT_EQ(reclassed(none_selects, running(none_selects)), running(none_selects));
+  const Attachment of_a = running(none_selects);
+  EXPECT_EQ(reclassed(applied_of({a_class("b", 2)}), of_a), of_a);  // removed: closed, by the class id that it has
+
+  ClassConfig everyone = a_class("b", 2);
+  everyone.is_default = true;
+  const Applied has_default = applied_of({a_class("a", 1), everyone});
+  const Attachment unknown = running(has_default, "gone");  // no other class than the one that it names
+  EXPECT_EQ(reclassed(has_default, unknown), unknown);
+  ClassConfig private_class = a_class("c", 3);
+  private_class.entitled = {"crm"};
+  const Applied has_private = applied_of({a_class("a", 1), everyone, private_class});
+  const Attachment not_entitled = running(has_private, "c");
+  EXPECT_EQ(reclassed(has_private, not_entitled), not_entitled);
 }
 
 TEST(Applied, ABrokenFileIsAnError) {

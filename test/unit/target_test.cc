@@ -34,6 +34,14 @@ TEST(Target, IcmpIsThatOfTheFamily) {
   EXPECT_EQ(Target::parse("2001:db8::1/icmp", &why)->protocol, IPPROTO_ICMPV6);
 }
 
+TEST(Target, HasPortsIfItsProtocolIsKnownToHaveThem) {
+  std::string why;
+  for (const char* text : {"192.0.2.1:443", "192.0.2.1/tcp", "2001:db8::1/udp", "192.0.2.1/sctp"})
+    EXPECT_TRUE(Target::parse(text, &why)->has_ports()) << text;
+  for (const char* text : {"192.0.2.1", "192.0.2.1/icmp", "2001:db8::1/icmp", "192.0.2.1/gre", "192.0.2.1/esp"})
+    EXPECT_FALSE(Target::parse(text, &why)->has_ports()) << text;
+}
+
 TEST(Target, AnythingElseIsRefusedWithTheReason) {
   struct Case {
     const char* text;
