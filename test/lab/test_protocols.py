@@ -329,7 +329,7 @@ def test_sctp(fleet, watch, make_pod, family, on):
 
 
 OTHERS = {"gre": (GRE, struct.pack("!HH", 0, 0x88b5) + b"in a tunnel"), "gre-key": (GRE, struct.pack("!HHI", 0x2000, 0x88b5, 7) + b"keyed"),
-          "esp": (ESP, struct.pack("!II", 0x1001, 1) + bytes(32)), "ah": (AH, struct.pack("!BBHII12s", 59, 4, 0, 7, 1, bytes(12))),
+          "esp": (ESP, struct.pack("!II", 0x1001, 1) + bytes(32)), "ah": (AH, struct.pack("!BBHII12s", ESP, 4, 0, 7, 1, bytes(12)) + struct.pack("!II", 0x1001, 1) + bytes(32)),
           "unknown": (UNKNOWN, b"an experiment")}
 
 
@@ -364,7 +364,8 @@ ODD = {
     "udplite": (4, UDPLITE, struct.pack("!HHHH", 5555, PORT, 8, 0) + b"partial"), "icmp6-in-v4": (4, 58, bytes([128, 0, 0, 0, 0, 1, 0, 1])),
     "icmp-in-v6": (6, 1, bytes([8, 0, 0xf7, 0xfd, 0, 1, 0, 1])), "igmp": (4, 2, bytes([0x16, 0, 0xf9, 0xfd, 224, 1, 1, 1])[:8]),
     "ipip": (4, 4, ip_packet("10.1.1.1", "10.1.1.2", 253, b"inside")), "6in4": (4, 41, ip_packet("fd01::1", "fd01::2", 253, b"inside")),
-    "4in6": (6, 4, ip_packet("10.1.1.1", "10.1.1.2", 253, b"inside")), "no-next-header": (6, 59, b""), "reserved": (4, 255, b"reserved"),
+    "4in6": (6, 4, ip_packet("10.1.1.1", "10.1.1.2", 253, b"inside")), "no-next-header": (6, 59, b""),
+    "ah-of-nothing": (6, AH, struct.pack("!BBHII12s", 59, 4, 0, 7, 1, bytes(12))), "reserved": (4, 255, b"reserved"),
     "ospf": (4, 89, bytes([2, 1, 0, 24]) + bytes(20)), "vrrp": (4, 112, bytes([0x21, 1, 100, 1, 0, 1, 0, 0]) + bytes(12)),
     "timestamp": (4, 1, icmp(4, 13, 0, struct.pack("!HH", 5, 1) + bytes(12))), "mask-request": (4, 1, icmp(4, 17, 0, bytes(8))),
     "redirect": (4, 1, icmp(4, 5, 1, packed("192.0.2.1") + ip_packet("10.1.1.1", "10.1.1.2", 17, bytes(8)))),
