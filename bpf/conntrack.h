@@ -65,15 +65,16 @@ static __always_inline bool is_mark_of_class(const struct ec_class* c, __u32 mar
 
 /* Ends the flow to which the packet would belong, if it is not the class's: the pod has another class than when it was
  * opened, or its address was another pod's. It would leave with the egress IP of that class, and nft would drop it for
- * as long as it tried. `bits`: of the ct mark, the class's. */
+ * as long as it tried. Without a class: if it is any class's. `bits`: of the ct mark, the class's. */
 __noinline int end_flow_of_others(struct __sk_buff* skb, const struct ec_flow_key* key, const struct ec_class* c,
                                   __u32 bits) {
   struct ec_ct_opts opts = {};
-  if (!key || !c) return 0;
+  if (!key) return 0;
   struct nf_conn* ct = lookup_flow(skb, key, &opts);
   if (!ct) return 0;
   __u32 mark = ct->mark & bits;
-  if (!opts.dir && (!mark || !is_mark_of_class(c, mark))) bpf_ct_change_timeout(ct, 0);
+  bool stays = c ? mark && is_mark_of_class(c, mark) : !mark;
+  if (!opts.dir && !stays) bpf_ct_change_timeout(ct, 0);
   bpf_ct_release(ct);
   return 0;
 }

@@ -138,7 +138,10 @@ static __always_inline struct decision decide_flow(struct __sk_buff* skb, const 
   const struct ec_rule* rule = rule_of(c->ruleset, &p->dst, p->ipv4);
   bool matches = rule && rule->verdict == EC_STEER && (!rule->port_set || in_port_set(rule->port_set, p));
   if (!matches && ((rule && rule->verdict == EC_BYPASS) || !(c->flags & EC_OTHERWISE_DROP))) {
-    if (flow && !icmp_error) bpf_map_delete_elem(&flows, key);
+    if (flow && !icmp_error) {
+      bpf_map_delete_elem(&flows, key);
+      end_flow_of_others(skb, key, 0, n->return_mark); /* this node may have translated it */
+    }
     return bypassed();
   }
   bool replies = icmp_error ? find_tracked(skb, key) == TRACKED_REPLY : !flow && answers_inbound(skb, p, key);

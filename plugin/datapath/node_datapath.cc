@@ -53,6 +53,12 @@ std::map<std::uint32_t, std::uint32_t> meanings(const Plan& plan) {
   return vni_of;
 }
 
+Status end_all_flows(const std::set<std::uint32_t>& marks, const Plan& plan) {
+  for (const std::uint32_t mark : marks)
+    if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
+  return Ok{};
+}
+
 /// Before a mark gets a new meaning in nft, classes that are no more, or one of whose marks means another class, lead
 /// nowhere: their packets are dropped (class_removed, unknown_class), not sent with another class's egress IP. Counters
 /// start anew with the meaning.
@@ -82,15 +88,20 @@ Status retire_classes(const Plan& plan) {
     if (auto erased = erase_counters(id); !erased) return erased;
     std::set<std::uint32_t> marks = {(*entry)->mark};
     for (const auto& [ip, mark] : slots) marks.insert(mark);
-    for (const std::uint32_t mark : marks)
-      if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
+    if (auto ended = end_all_flows(marks, plan); !ended) return ended;
   }
   return Ok{};
 }
 
-/// Once nft translates anew: flows with an egress IP that is gone would be dropped for as long as they try. With
-/// "onChange": "cut", all flows of a class whose egress IPs change.
-Status end_flows_of_changed_slots(const Plan& plan) {
+/// Marks of flows that are to end because of what becomes of a class's egress IPs here.
+struct EndingMarks {
+  std::set<std::uint32_t> gone;  ///< the egress IP is no more: nft would drop them for as long as they try
+  std::set<std::uint32_t> cut;   ///< "onChange": "cut": all of a class whose egress IPs change
+};
+
+/// By what is in the map of classes still.
+Result<EndingMarks> find_ending_marks(const Plan& plan) {
+  EndingMarks ending;
   auto classes = open_classes_map();
   if (!classes) return classes.error();
   for (const PlannedClass& c : plan.classes) {
@@ -101,14 +112,13 @@ Status end_flows_of_changed_slots(const Plan& plan) {
     for (const PlannedSlot& slot : c.slots) wanted[slot.ip] = slot.mark;
     const auto present = slots_of(**entry);
     if (present == wanted) continue;
-    std::set<std::uint32_t> marks;
-    for (const auto& [ip, mark] : present)
-      if (const auto kept = wanted.find(ip); !c.keep_flows || kept == wanted.end() || kept->second != mark)
-        marks.insert(mark);
-    for (const std::uint32_t mark : marks)
-      if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
+    for (const auto& [ip, mark] : present) {
+      const auto kept = wanted.find(ip);
+      if (kept == wanted.end() || kept->second != mark) ending.gone.insert(mark);
+      if (!c.keep_flows) ending.cut.insert(mark);
+    }
   }
-  return Ok{};
+  return ending;
 }
 
 Status forward_on(const std::string& interface, bool v4, SystemChanges& changes) {
@@ -262,12 +272,15 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
   if (auto retired = retire_classes(plan); !retired) return retired;
   if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
-  if (auto ended = end_flows_of_changed_slots(plan); !ended) return ended;
+  auto ending = find_ending_marks(plan);
+  if (!ending) return ending.error();
+  if (auto ended = end_all_flows(ending->gone, plan); !ended) return ended;
   if (auto written = write_gateways(plan); !written) return written;
   auto rulesets = write_rulesets(plan);
   if (!rulesets) return rulesets.error();
   if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched;
   if (auto written = write_classes(plan, *rulesets); !written) return written;
+  if (auto ended = end_all_flows(ending->cut, plan); !ended) return ended;  // not before: packets would open them again
   if (auto written = write_node(plan, tunnel); !written) return written;
 
   if (auto reclassed = reclass_pods(plan); !reclassed) return reclassed;

@@ -84,7 +84,7 @@ class Track:
 
 
 class Traffic:
-    """A context manager; at the end of its block all sockets are closed, and the tracks tell what was."""
+    """A context manager; at the end of its block all sockets are closed. Once it has stopped, the tracks tell what was."""
 
     def __init__(self, outside: Place, tracks: dict[str, Track]):
         self.tracks = tracks
@@ -109,11 +109,18 @@ class Traffic:
         self._thread.start()
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def stop(self, patience: float = 0.4) -> None:
+        """Send no more, and wait for answers that are on their way: what has none from then on is lost."""
+        if not self._sending:
+            return
         self._sending = False
-        deadline = time.monotonic() + 0.4       # for answers that are on their way
-        while time.monotonic() < deadline and any(track.datagrams.lost() or track.lines.lost() for track in self.tracks.values()):
+        now = time.time()
+        while time.time() < now + patience and any(journal.lost(now - patience) for track in self.tracks.values()
+                                                   for journal in (track.datagrams, track.lines, track.fresh)):
             time.sleep(0.01)
+
+    def __exit__(self, kind, *exception) -> None:
+        self.stop()
         self._end.set()
         os.write(self._wake[1], b".")
         self._thread.join(5)

@@ -67,8 +67,9 @@ class Scene:
     ended: float = 0
     unchanged: list[str] = field(default_factory=list)
 
-    def change(self, *classes: dict, order: tuple[str, ...] | None = None, settle: float = 0.3) -> None:
-        """Apply a configuration: everywhere at once, or node by node; then wait until a second after it began is over."""
+    def change(self, *classes: dict, order: tuple[str, ...] | None = None, settle: float = 0.3, more: bool = False) -> None:
+        """Apply a configuration: everywhere at once, or node by node; then wait until a second after it began is over. The traffic ends
+        then, unless there is more to come."""
         config = configuration(*classes)
         self.began = time.time()
         if order:
@@ -78,6 +79,8 @@ class Scene:
             self.fleet.apply(config)
         self.ended = time.time()
         time.sleep(max(0.0, self.in_time - time.time()) + settle)      # the time that it has; what was sent after it counts
+        if not more:
+            self.traffic.stop()
 
     @property
     def in_time(self) -> float:
@@ -178,7 +181,7 @@ def test_class_is_added(scene):
     """Its gateway becomes one, its pods start; and a pod that had started before, without a class, stays as it is."""
     with scene(unchanged=("web", "still1", "still2")) as found:
         early = found.fleet.worker2.pod("early", "new")
-        found.change(WEB, STILL1, STILL2, NEW, settle=0)
+        found.change(WEB, STILL1, STILL2, NEW, settle=0, more=True)
         pod = found.fleet.worker2.pod("late", "new")
         try:
             for family in FAMILIES:
@@ -196,7 +199,7 @@ def test_removed_class_closes_its_pods(scene, mode):
     class comes back, so do they."""
     with scene(WEB | {"onChange": mode}) as found:
         assert set(ips(7)) <= found.addresses("gateway1")
-        found.change(STILL1, STILL2)
+        found.change(STILL1, STILL2, more=True)
         for _, track in found.each("web"):
             for journal in track.datagrams, track.lines, track.fresh:
                 assert journal.sources(found.in_time) <= {""}, (track.place.name, track.address)
