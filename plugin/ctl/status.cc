@@ -29,11 +29,11 @@
 namespace egressclass::ctl {
 namespace {
 
-/// What keeps this node from doing its job: a line each, empty when all is well.
+/// What keeps this node from doing its job: a line each, and each once; empty when all is well.
 class Health {
  public:
   void expect(bool good, const std::string& otherwise) {
-    if (!good) problems_.push_back(otherwise);
+    if (!good && std::ranges::find(problems_, otherwise) == problems_.end()) problems_.push_back(otherwise);
   }
   const std::vector<std::string>& problems() const { return problems_; }
 
@@ -46,11 +46,14 @@ bool link_is_on(const char* pin, int ifindex) {
   return link && *link && (*link)->ifindex == ifindex;
 }
 
-/// Of a machine that is no router otherwise, apply makes one, interface by interface.
-void check_forwarding(const std::string& interface, Health& health) {
-  const auto forwarding = read_sysctl("net/ipv4/conf/" + interface + "/forwarding");
-  health.expect(forwarding && *forwarding != "0",
-                interface + " does not forward: somebody set net.ipv4.conf." + interface + ".forwarding to 0");
+/// Of a machine that is no router otherwise, apply makes one: of IPv4 interface by interface, of IPv6 as a whole, since
+/// there the kernel asks no single interface.
+void check_forwarding(const std::string& interface, bool v4, Health& health) {
+  const std::string conf = v4 ? "ipv4/conf/" + interface : "ipv6/conf/all";
+  const std::string shown = v4 ? "ipv4.conf." + interface : "ipv6.conf.all";
+  const auto forwarding = read_sysctl("net/" + conf + "/forwarding");
+  health.expect(forwarding && *forwarding != "0", (v4 ? interface + " does not forward" : "IPv6 is not forwarded") +
+                                                      ": somebody set net." + shown + ".forwarding to 0");
 }
 
 void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
@@ -65,7 +68,7 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
   health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
   health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
   health.expect(routes_exist(netlink, node.mark_mask, ifindex), "a rule or the route to egress0 is missing");
-  check_forwarding((*link)->name, health);
+  check_forwarding((*link)->name, true, health);
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {
@@ -77,7 +80,7 @@ void check_egress_ips(const Netlink& netlink, Health& health) {
     health.expect(std::ranges::any_of(*addresses, same),
                   "egress IP " + placed.first.str() + " is not on its interface any more");
     auto link = netlink.link(placed.second);
-    if (link && *link) check_forwarding((*link)->name, health);
+    if (link && *link) check_forwarding((*link)->name, placed.first.is_v4(), health);
   }
 }
 

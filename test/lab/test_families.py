@@ -318,6 +318,19 @@ def test_each_family_is_forwarded_by_a_gateway_that_was_no_router(make_light_fle
     assert node.run(sysctls, check=False).stdout == clean
 
 
+def test_status_asks_for_the_forwarding_of_the_families_that_the_gateway_needs(make_light_fleet):
+    fleet = make_light_fleet(["worker1", "gateway1"])
+    node = fleet.gateway1
+    node.sysctl(ipv4__conf__all__forwarding=0, ipv6__conf__all__forwarding=0)
+    fleet.apply(configuration(egress_class("over6", BY6, egressIPs=[egress_ip(8, 6)])))
+    assert node.status()["problems"] == []
+    leaves_with(fleet.worker1.pod("p", "over6"), 6, "tcp", egress_ip(8, 6), fleet)
+    node.sysctl(ipv6__conf__all__forwarding=0)
+    assert len(node.status()["problems"]) == 1 and "net.ipv6.conf.all.forwarding" in node.status()["problems"][0]
+    fleet.apply(configuration(egress_class("over6", BY6, egressIPs=[egress_ip(8, 6)])))
+    assert node.status()["problems"] == []
+
+
 # --- nodes without IPv6
 
 def test_worker_with_ipv6_disabled(make_light_fleet):
