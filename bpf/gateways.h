@@ -130,6 +130,16 @@ __noinline __u32 best_hop(const struct ec_class* c, __u32 key, __u32 family, int
   return best ? (__u32)best - 1 : EC_MAX_HOPS;
 }
 
+/* The index of the first gateway that answers after all, when none is known to. Each is asked: any of them may be the
+ * one that comes back. */
+__noinline __u32 ask_hops(struct __sk_buff* skb, const struct ec_node* n, __u32 class_id, const struct ec_class* c,
+                          __u32 family) {
+  if (!n || !c) return EC_MAX_HOPS;
+  for (__u32 i = 0; i < EC_MAX_HOPS && i < c->hop_count; i++)
+    if ((c->hops[i].families & family) && hop_answers(skb, n, class_id, &c->hops[i])) return i;
+  return EC_MAX_HOPS;
+}
+
 /* The gateway for a new flow; 0: none answers. The one that is due is asked even when it did not answer: so it is
  * found out that it is back. */
 static __always_inline const struct ec_hop* choose_hop(struct __sk_buff* skb, const struct ec_node* n, __u32 class_id,
@@ -138,5 +148,6 @@ static __always_inline const struct ec_hop* choose_hop(struct __sk_buff* skb, co
   const struct ec_hop* due = hop_at(c, best_hop(c, key, family_of(p), false));
   if (!due || hop_answers(skb, n, class_id, due)) return due;
   const struct ec_hop* other = hop_at(c, best_hop(c, key, family_of(p), true));
-  return other && hop_answers(skb, n, class_id, other) ? other : 0;
+  if (!other) return hop_at(c, ask_hops(skb, n, class_id, c, family_of(p)));
+  return hop_answers(skb, n, class_id, other) ? other : 0;
 }
