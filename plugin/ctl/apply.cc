@@ -3,6 +3,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/config.h"
@@ -30,7 +31,8 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
   auto facts = gather_facts();
   const auto plan = config && facts ? make_plan(*config, *facts, &problems) : std::nullopt;
   if (plan) {
-    if (auto restored = realize(*plan, programs); restored) {
+    auto rulesets = fit(*plan);
+    if (rulesets && realize(*plan, programs, std::move(*rulesets))) {
       std::fprintf(stderr, "egressctl: the configuration that was in force before is in force again\n");
       return;
     }
@@ -89,7 +91,13 @@ int apply(const std::string& file, bool check_only) {
   auto programs = install_programs(list_attachments());
   if (!programs) return fail(programs.error());
   const auto classes_before = classes_of_pods();
-  auto done = realize(*plan, *programs);
+  auto rulesets = fit(*plan);
+  if (!rulesets && *previous) {
+    fail(rulesets.error());
+    std::fprintf(stderr, "egressctl: nothing was changed\n");
+    return kFailure;
+  }
+  auto done = rulesets ? realize(*plan, *programs, std::move(*rulesets)) : Status(rulesets.error());
   if (done) done = write_file_atomic(paths::kAppliedConfig, **text);
   if (!done) {
     fail(done.error());

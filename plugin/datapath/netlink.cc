@@ -135,14 +135,20 @@ Result<std::optional<Link>> Netlink::link(const std::string& name) const { retur
 Result<std::optional<Link>> Netlink::link(int ifindex) const { return get_link(socket(), ifindex, nullptr); }
 
 Result<std::vector<InterfaceAddress>> Netlink::addresses(int ifindex) const {
-  AddressDump dump{ifindex, {}};
-  rtgenmsg request{.rtgen_family = AF_UNSPEC};
-  CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));
-  nl_cb_set(callbacks.get(), NL_CB_VALID, NL_CB_CUSTOM, collect_address, &dump);
-  int err = nl_send_simple(socket(), RTM_GETADDR, NLM_F_DUMP, &request, sizeof(request));
-  if (err >= 0) err = nl_recvmsgs(socket(), callbacks.get());
-  if (err < 0) return netlink_error("cannot list addresses", "RTM_GETADDR", err);
-  return std::move(dump.found);
+  // A list is cut into several messages; the kernel says when it changed between them (NLM_F_DUMP_INTR).
+  constexpr int kTries = 100;
+  int err = 0;
+  for (int i = 0; i < kTries; ++i) {
+    AddressDump dump{ifindex, {}};
+    rtgenmsg request{.rtgen_family = AF_UNSPEC};
+    CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));
+    nl_cb_set(callbacks.get(), NL_CB_VALID, NL_CB_CUSTOM, collect_address, &dump);
+    err = nl_send_simple(socket(), RTM_GETADDR, NLM_F_DUMP, &request, sizeof(request));
+    if (err >= 0) err = nl_recvmsgs(socket(), callbacks.get());
+    if (err >= 0) return std::move(dump.found);
+    if (err != -NLE_DUMP_INTR) break;
+  }
+  return netlink_error("cannot list addresses", "RTM_GETADDR", err);
 }
 
 Result<int> Netlink::nsid(const Fd& netns) const {

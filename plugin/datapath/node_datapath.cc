@@ -256,7 +256,27 @@ Result<NodeFacts> gather_facts() {
   return facts;
 }
 
-Status realize(const Plan& plan, const Programs& programs) {
+Result<RulesetChange> fit(const Plan& plan) {
+  auto gateways_map = open_gateways_map();
+  if (!gateways_map) return gateways_map.error();
+  auto watched = gateways_map->keys();
+  if (!watched) return watched.error();
+  std::set<Ip> gateways;
+  for (const ec_ip& address : *watched) gateways.insert(from_ec(address));
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedHop& hop : c.hops)
+      if (hop.path != Path::kLocal) gateways.insert(hop.address);
+  if (plan.classes.size() > EC_MAX_CLASSES)
+    return make_error("too many classes", "the map `classes` holds " + std::to_string(EC_MAX_CLASSES) + ", these are " +
+                                              std::to_string(plan.classes.size()));
+  if (gateways.size() > EC_MAX_GATEWAYS)
+    return make_error("too many gateways", "the map `gateways` holds " + std::to_string(EC_MAX_GATEWAYS) +
+                                               "; the old ones and the new ones are " +
+                                               std::to_string(gateways.size()));
+  return RulesetChange::prepare(plan);
+}
+
+Status realize(const Plan& plan, const Programs& programs, RulesetChange rulesets) {
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   auto changes = SystemChanges::load();
@@ -276,10 +296,9 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (!ending) return ending.error();
   if (auto ended = end_all_flows(ending->gone, plan); !ended) return ended;
   if (auto written = write_gateways(plan); !written) return written;
-  auto rulesets = write_rulesets(plan);
-  if (!rulesets) return rulesets.error();
+  if (auto written = rulesets.write(); !written) return written;
   if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched;
-  if (auto written = write_classes(plan, *rulesets); !written) return written;
+  if (auto written = write_classes(plan, rulesets.numbers()); !written) return written;
   if (auto ended = end_all_flows(ending->cut, plan); !ended) return ended;  // not before: packets would open them again
   if (auto written = write_node(plan, tunnel); !written) return written;
 
@@ -287,7 +306,7 @@ Status realize(const Plan& plan, const Programs& programs) {
   if (auto repaired = repair_pods(*netlink); !repaired) return repaired;
 
   // Then what nothing leads to any more.
-  if (auto removed = remove_unused_rulesets(*rulesets); !removed) return removed;
+  if (auto removed = rulesets.remove_unused(); !removed) return removed;
   if (plan.classes.empty())
     if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed;
   if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed) return removed;

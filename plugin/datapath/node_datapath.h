@@ -4,6 +4,7 @@
 
 #include "core/plan.h"
 #include "datapath/programs.h"
+#include "datapath/rulesets.h"
 #include "util/result.h"
 
 namespace egressclass {
@@ -11,10 +12,14 @@ namespace egressclass {
 /// What make_plan() needs to know, read from the kernel and the state folder.
 Result<NodeFacts> gather_facts();
 
+/// The rules for `plan`, to be written by realize(). Reads only, and needs the maps of install_programs(). An error
+/// when not all of the plan fits in them.
+Result<RulesetChange> fit(const Plan& plan);
+
 /// Makes the node equal to `plan`, whatever it was before; what is right already is not touched. `programs`: of
-/// install_programs(), whose failure changes nothing.
+/// install_programs(), whose failure changes nothing. `rulesets`: of fit().
 /// A failure here leaves a mixture in which nothing leaks; realize() of another plan, or tear_down(), mends it.
-Status realize(const Plan& plan, const Programs& programs);
+Status realize(const Plan& plan, const Programs& programs, RulesetChange rulesets);
 
 /// Removes everything of ours, except that pods with a class keep their classifier, which drops what it would have
 /// steered. Returns how many such pods there are.

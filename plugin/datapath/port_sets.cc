@@ -44,20 +44,27 @@ Result<std::uint32_t> PortSets::number_of(const std::vector<PortRule>& rules) {
   Set set = entries_of(rules);
   if (const auto found = numbers_.find(set); found != numbers_.end()) return found->second;
   if (entries_ + set.size() > EC_MAX_PORTS)
-    return make_error("too many port rules", "the map `ports` holds " + std::to_string(EC_MAX_PORTS) + " entries");
+    return make_error("too many port rules",
+                      "the map `ports` holds " + std::to_string(EC_MAX_PORTS) +
+                          " entries (a port range is up to 30 of them); the old rules and the new ones need more");
   std::uint32_t number = 1;
   while (taken_.contains(number)) ++number;
-  // Also of a set that cannot be written whole: what is there of it is nobody's.
   taken_.insert(number);
-  for (const Entry& entry : set) {
-    if (auto written = map_.set(key_of(number, entry), 1); !written) return written.error();
-    ++entries_;
-  }
-  numbers_[std::move(set)] = number;
+  entries_ += set.size();
+  numbers_[set] = number;
+  coming_[number] = std::move(set);
   return number;
 }
 
-Status PortSets::remove_unused(const std::set<std::uint32_t>& used) {
+Status PortSets::write() {
+  for (const auto& [number, set] : coming_)
+    for (const Entry& entry : set)
+      if (auto written = map_.set(key_of(number, entry), 1); !written) return written;
+  coming_.clear();
+  return Ok{};
+}
+
+Status PortSets::remove_unused(const std::set<std::uint32_t>& used) const {
   auto keys = map_.keys();
   if (!keys) return keys.error();
   for (const ec_port_key& key : *keys)

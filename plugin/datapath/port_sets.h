@@ -13,17 +13,18 @@
 
 namespace egressclass {
 
-/// The sets that are in the map. A set never changes: what is not there yet gets a new number, and is complete before
-/// a rule refers to it.
+/// The sets that are in the map, and those that are to come. A set never changes: what is not there yet gets a new
+/// number, and write() is before any rule that refers to it.
 class PortSets {
  public:
   static Result<PortSets> load();
 
-  /// 0: no rules, which is everything. Writes the set unless it is there.
+  /// 0: no rules, which is everything. An error when the map has not enough room for the set.
   Result<std::uint32_t> number_of(const std::vector<PortRule>& rules);
+  /// The sets that number_of() was asked for and that are not in the map.
+  Status write();
   /// Deletes all sets but `used`.
-  Status remove_unused(const std::set<std::uint32_t>& used);
-  std::size_t size() const { return entries_; }  ///< of the map
+  Status remove_unused(const std::set<std::uint32_t>& used) const;
 
  private:
   struct Entry {
@@ -40,6 +41,7 @@ class PortSets {
 
   BpfMap<ec_port_key, __u32> map_;
   std::map<Set, std::uint32_t> numbers_;
+  std::map<std::uint32_t, Set> coming_;
   std::set<std::uint32_t> taken_;
   std::size_t entries_ = 0;
 };

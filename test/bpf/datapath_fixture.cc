@@ -345,10 +345,11 @@ const Plan& Node::configure(const std::string& json) {
   auto plan = config ? make_plan(*config, facts(), &problems) : std::nullopt;
   if (!plan) throw std::invalid_argument(format_problems("configuration", problems));
   need(write_gateways(*plan));
-  const auto rulesets = need(write_rulesets(*plan));
-  need(write_classes(*plan, rulesets));
+  auto rulesets = need(RulesetChange::prepare(*plan));
+  need(rulesets.write());
+  need(write_classes(*plan, rulesets.numbers()));
   need(write_node(*plan, {.ifindex = ifindex("egress0"), .mtu = kTunnelMtu}));
-  need(remove_unused_rulesets(rulesets));
+  need(rulesets.remove_unused());
   plan_ = std::move(plan);
   see_gateways();
   return *plan_;

@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 
-from light_fleet import FleetNode, configuration, gateway
+from light_fleet import FleetNode, LightFleet, configuration, gateway
 from light_node import PINS
 
 CLASSES, PREFIXES, PODS = 2000, 20_000, 500
@@ -33,6 +33,12 @@ def many_classes(count: int = CLASSES, total: int = PREFIXES, changed: dict[int,
             "name": f"c{number}", "select": [{"namespaces": [f"c{number}"]}], "destinations": own[1:], "except": own[:1],
             "gateways": [gateway("worker1" if number % 2 else "gateway1")], "egressIPs": egress_ips(number)} | (changed or {}).get(number, {}))
     return configuration(*classes)
+
+
+def make_reachable(fleet: LightFleet) -> None:
+    """These egress IPs are on-link at the nodes' uplinks, to the router as well."""
+    fleet.router.run(["ip", "route", "replace", "100.64.0.0/10", "dev", "br0"])
+    fleet.router.run(["ip", "-6", "route", "replace", "2001:db8:100::/64", "dev", "br0"])
 
 
 def make_interfaces(node: FleetNode, count: int) -> None:

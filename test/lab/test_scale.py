@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from light_fleet import LightFleet, configuration, egress_class, egress_ip
-from scale import CLASSES, PODS, add_pods, egress_ips, many_classes, memory
+from light_fleet import REMOTES, LightFleet, configuration, egress_class, egress_ip
+from scale import CLASSES, PODS, add_pods, egress_ips, make_reachable, many_classes, memory
 from traffic import ask
 
 LIGHT_FLEET = {"nodes": ("worker1", "gateway1")}
@@ -22,74 +22,6 @@ def timed(function: Callable) -> float:
     start = time.monotonic()
     function()
     return time.monotonic() - start
-
-
-@pytest.fixture(scope="module")
-def crowd(light_fleet) -> tuple[LightFleet, dict, list]:
-    """The fleet, the configuration in force, and the pods that send."""
-    config = many_classes(changed={number: REACHED for number in WHOLE})
-    for node in light_fleet.nodes:
-        seconds = timed(lambda node=node: node.apply(config))
-        print(f"first apply on {node.name}: {seconds:.2f} s")
-        assert seconds < 20
-    node = light_fleet.worker1
-    seconds = timed(lambda: add_pods(node, PODS - len(WHOLE)))
-    print(f"{PODS - len(WHOLE)} pods: {seconds:.2f} s, ADD and all")
-    return light_fleet, config, [node.pod(f"w{number}", f"c{number}") for number in WHOLE]
-
-
-def works(pods: list) -> None:
-    for number, pod in zip(WHOLE, pods):
-        for address, expected in zip(OUTSIDE.values(), egress_ips(number)):
-            assert ask(pod, address).source == expected, (number, address)
-
-
-def test_all_of_it_works(crowd):
-    """Whichever of the classes it is, by either way; and status knows them all."""
-    fleet, _, pods = crowd
-    works(pods)
-    status = fleet.worker1.status()
-    assert status["healthy"], status["problems"]
-    assert (len(status["classes"]), status["pods"]) == (CLASSES, PODS)
-    assert len(fleet.worker1.pods()) == PODS
-
-
-def test_apply_of_the_same_is_no_work(crowd):
-    fleet, config, pods = crowd
-    before = fleet.worker1.class_ids()
-    seconds = timed(lambda: fleet.worker1.apply(config))
-    print(f"apply of the same: {seconds:.2f} s")
-    assert seconds < 5 and fleet.worker1.class_ids() == before
-    works(pods)
-
-
-def test_one_class_changes(crowd):
-    """What used to bypass is steered now, and by nobody else."""
-    fleet, config, pods = crowd
-    last = [address.replace(".10", ".14").replace("::10", "::14") for address in OUTSIDE.values()]
-    for address, other in zip(last, (fleet.worker1.underlay(4), fleet.worker1.underlay(6))):
-        assert ask(pods[0], address).source == ask(pods[1], address).source == other
-    index = next(index for index, entry in enumerate(config["classes"]) if entry["name"] == f"c{WHOLE[0]}")
-    changed = config | {"classes": list(config["classes"])}
-    changed["classes"][index] = changed["classes"][index] | {"except": []}
-    fleet.worker1.configure(changed)
-    seconds = timed(lambda: fleet.worker1.apply())
-    print(f"apply of a change to one class: {seconds:.2f} s")
-    assert seconds < 5
-    for address, expected, other in zip(last, egress_ips(WHOLE[0]), (fleet.worker1.underlay(4), fleet.worker1.underlay(6))):
-        assert ask(pods[0], address).source == expected
-        assert ask(pods[1], address).source == other
-    fleet.worker1.apply(config)
-    works(pods)
-
-
-def test_memory_is_bounded(crowd):
-    """Of all maps and programs together, with all that is in them here: 2000 classes at 32 + 16 hops + 16 slots, rules, and the tables
-    that are there from the start."""
-    fleet, _, _ = crowd
-    found = memory(fleet.worker1)
-    print(", ".join(f"{name} {size >> 10} KiB" for name, size in found.items()))
-    assert 0 < sum(found.values()) < 128 << 20
 
 
 # --- what does not fit
@@ -143,3 +75,74 @@ def test_what_does_not_fit_changes_nothing(light_fleet, make, names):
             assert ask(pod, OUTSIDE[family]).source == egress_ip(7, family)
     finally:
         pod.remove()
+
+
+# --- what fits
+
+@pytest.fixture(scope="module")
+def crowd(light_fleet) -> tuple[LightFleet, dict, list]:
+    """The fleet, the configuration in force, and the pods that send."""
+    config = many_classes(changed={number: REACHED for number in WHOLE})
+    make_reachable(light_fleet)
+    for node in light_fleet.nodes:
+        seconds = timed(lambda node=node: node.apply(config))
+        print(f"first apply on {node.name}: {seconds:.2f} s")
+        assert seconds < 20
+    node = light_fleet.worker1
+    seconds = timed(lambda: add_pods(node, PODS - len(WHOLE)))
+    print(f"{PODS - len(WHOLE)} pods: {seconds:.2f} s, ADD and all")
+    return light_fleet, config, [node.pod(f"w{number}", f"c{number}") for number in WHOLE]
+
+
+def works(pods: list) -> None:
+    for number, pod in zip(WHOLE, pods):
+        for address, expected in zip(OUTSIDE.values(), egress_ips(number)):
+            assert ask(pod, address).source == expected, (number, address)
+
+
+def test_all_of_it_works(crowd):
+    """Whichever of the classes it is, by either way; and status knows them all."""
+    fleet, _, pods = crowd
+    works(pods)
+    status = fleet.worker1.status()
+    assert status["healthy"], status["problems"]
+    assert (len(status["classes"]), status["pods"]) == (CLASSES, PODS)
+    assert len(fleet.worker1.pods()) == PODS
+
+
+def test_apply_of_the_same_is_no_work(crowd):
+    fleet, config, pods = crowd
+    before = fleet.worker1.class_ids()
+    seconds = timed(lambda: fleet.worker1.apply(config))
+    print(f"apply of the same: {seconds:.2f} s")
+    assert seconds < 5 and fleet.worker1.class_ids() == before
+    works(pods)
+
+
+def test_one_class_changes(crowd):
+    """What used to bypass is steered now, and by nobody else."""
+    fleet, config, pods = crowd
+    last = [REMOTES[family][4] for family in OUTSIDE]
+    for address, other in zip(last, (fleet.worker1.underlay(4), fleet.worker1.underlay(6))):
+        assert ask(pods[0], address).source == ask(pods[1], address).source == other
+    index = next(index for index, entry in enumerate(config["classes"]) if entry["name"] == f"c{WHOLE[0]}")
+    changed = config | {"classes": list(config["classes"])}
+    changed["classes"][index] = changed["classes"][index] | {"except": []}
+    fleet.worker1.configure(changed)
+    seconds = timed(lambda: fleet.worker1.apply())
+    print(f"apply of a change to one class: {seconds:.2f} s")
+    assert seconds < 5
+    for address, expected, other in zip(last, egress_ips(WHOLE[0]), (fleet.worker1.underlay(4), fleet.worker1.underlay(6))):
+        assert ask(pods[0], address).source == expected
+        assert ask(pods[1], address).source == other
+    fleet.worker1.apply(config)
+    works(pods)
+
+
+def test_memory_is_bounded(crowd):
+    """Of all maps and programs together, with all that is in them here: 2000 classes at 32 + 16 hops + 16 slots, rules, and the tables
+    that are there from the start."""
+    fleet, _, _ = crowd
+    found = memory(fleet.worker1)
+    print(", ".join(f"{name} {size >> 10} KiB" for name, size in found.items()))
+    assert 0 < sum(found.values()) < 128 << 20
