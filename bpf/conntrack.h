@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Asking the kernel's conntrack about flows. Declared by hand: vmlinux.h is not needed for one call.
- * bpf_skb_ct_lookup: kernel 5.18 and newer, nf_conntrack_bpf.c. It knows TCP and UDP only. */
+/* Asking the kernel's conntrack about flows, and giving it one. Declared by hand: vmlinux.h is not needed for a few
+ * calls. They know TCP and UDP only (nf_conntrack_bpf.c, nf_nat_bpf.c; all of them: kernel 6.1 and newer). */
 #pragma once
 
 #include "maps.h"
@@ -21,26 +21,53 @@ struct ec_ct_opts { /* the first 12 bytes of bpf_ct_opts: every kernel takes thi
 extern struct nf_conn* bpf_skb_ct_lookup(struct __sk_buff* skb, struct bpf_sock_tuple* tuple, __u32 tuple__sz,
                                          struct ec_ct_opts* opts, __u32 opts__sz) __ksym;
 extern void bpf_ct_release(struct nf_conn* ct) __ksym;
-extern int bpf_ct_change_timeout(struct nf_conn* ct, __u32 milliseconds) __ksym; /* 6.0 */
+extern int bpf_ct_change_timeout(struct nf_conn* ct, __u32 milliseconds) __ksym;
+
+struct nf_conn___init { /* one that is not in the table yet */
+  __u32 mark;
+} __attribute__((preserve_access_index));
+
+enum nf_nat_manip_type { NF_NAT_MANIP_SRC, NF_NAT_MANIP_DST };
+union nf_inet_addr {
+  __u32 all[4];
+};
+
+extern struct nf_conn___init* bpf_skb_ct_alloc(struct __sk_buff* skb, struct bpf_sock_tuple* tuple, __u32 tuple__sz,
+                                               struct ec_ct_opts* opts, __u32 opts__sz) __ksym;
+extern int bpf_ct_set_nat_info(struct nf_conn___init* ct, union nf_inet_addr* address, int port,
+                               enum nf_nat_manip_type manip) __ksym;
+extern void bpf_ct_set_timeout(struct nf_conn___init* ct, __u32 milliseconds) __ksym;
+extern struct nf_conn* bpf_ct_insert_entry(struct nf_conn___init* ct) __ksym;
+
+/* How the kernel's functions want to know of a flow. Returns the length of the tuple; 0: they do not know the protocol.
+ */
+static __always_inline __u32 tuple_of(const struct ec_flow_key* key, struct bpf_sock_tuple* tuple,
+                                      struct ec_ct_opts* opts) {
+  if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP) return 0;
+  opts->netns_id = -1; /* this one */
+  opts->l4proto = key->proto;
+  if (is_v4(&key->src)) {
+    tuple->ipv4.saddr = key->src.w[3];
+    tuple->ipv4.daddr = key->dst.w[3];
+    tuple->ipv4.sport = key->sport;
+    tuple->ipv4.dport = key->dport;
+    return sizeof(tuple->ipv4);
+  }
+  __builtin_memcpy(tuple->ipv6.saddr, &key->src, sizeof(key->src));
+  __builtin_memcpy(tuple->ipv6.daddr, &key->dst, sizeof(key->dst));
+  tuple->ipv6.sport = key->sport;
+  tuple->ipv6.dport = key->dport;
+  return sizeof(tuple->ipv6);
+}
 
 /* The flow that has packets like this one, in either direction (after any NAT); to be released. */
 static __always_inline struct nf_conn* lookup_flow(struct __sk_buff* skb, const struct ec_flow_key* key,
                                                    struct ec_ct_opts* opts) {
   struct bpf_sock_tuple tuple = {};
-  if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP) return 0;
-  opts->netns_id = -1; /* this one */
-  opts->l4proto = key->proto;
-  if (is_v4(&key->src)) {
-    tuple.ipv4.saddr = key->src.w[3];
-    tuple.ipv4.daddr = key->dst.w[3];
-    tuple.ipv4.sport = key->sport;
-    tuple.ipv4.dport = key->dport;
-    return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), opts, sizeof(*opts));
-  }
-  __builtin_memcpy(tuple.ipv6.saddr, &key->src, sizeof(key->src));
-  __builtin_memcpy(tuple.ipv6.daddr, &key->dst, sizeof(key->dst));
-  tuple.ipv6.sport = key->sport;
-  tuple.ipv6.dport = key->dport;
+  __u32 length = tuple_of(key, &tuple, opts);
+  if (length == 0) return 0;
+  /* the verifier wants a length that it knows */
+  if (length == sizeof(tuple.ipv4)) return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), opts, sizeof(*opts));
   return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv6), opts, sizeof(*opts));
 }
 
@@ -65,16 +92,17 @@ static __always_inline bool is_mark_of_class(const struct ec_class* c, __u32 mar
 
 /* Ends the flow to which the packet would belong, if it is not the class's: the pod has another class than when it was
  * opened, or its address was another pod's. It would leave with the egress IP of that class, and nft would drop it for
- * as long as it tried. Without a class: if it is any class's. `bits`: of the ct mark, the class's. */
+ * for as long as it tried. Without a class: if it is any class's. `bits`: of the ct mark, the class's. Returns whether
+ * there is such a flow, in which of its directions. */
 __noinline int end_flow_of_others(struct __sk_buff* skb, const struct ec_flow_key* key, const struct ec_class* c,
                                   __u32 bits) {
   struct ec_ct_opts opts = {};
-  if (!key) return 0;
+  if (!key) return UNTRACKED;
   struct nf_conn* ct = lookup_flow(skb, key, &opts);
-  if (!ct) return 0;
+  if (!ct) return UNTRACKED;
   __u32 mark = ct->mark & bits;
   bool stays = c ? mark && is_mark_of_class(c, mark) : !mark;
   if (!opts.dir && !stays) bpf_ct_change_timeout(ct, 0);
   bpf_ct_release(ct);
-  return 0;
+  return opts.dir ? TRACKED_REPLY : TRACKED_ORIGINAL;
 }

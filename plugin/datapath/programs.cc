@@ -62,7 +62,7 @@ Result<Skeleton> load() {
   }
   if (const int err = egressclass_bpf__load(skeleton.get()); err != 0)
     return system_error("the kernel refused the BPF programs", "egressclass.bpf.o", -err,
-                        "needed: kernel 6.6 or newer with BTF and nf_conntrack; libbpf says: " + libbpf_said);
+                        "needed: kernel 6.6 or newer with BTF, nf_conntrack and nf_nat; libbpf says: " + libbpf_said);
   return skeleton;
 }
 

@@ -79,9 +79,9 @@ Status RulesetChange::set_all(std::uint32_t number, const Ruleset& wanted) const
 
 /// For rulesets with fixed numbers: first what comes, then what goes.
 Status RulesetChange::change_in_place(std::uint32_t number, const std::set<Prefix>& prefixes) const {
-  static const Ruleset kNone;
+  const Ruleset none;
   const auto found = present_.find(number);
-  const Ruleset& present = found == present_.end() ? kNone : found->second;
+  const Ruleset& present = found == present_.end() ? none : found->second;
   for (const Prefix& prefix : prefixes)
     if (!present.contains(prefix))
       if (auto set = rules_.set(key_of(number, prefix), {EC_BYPASS, 0}); !set) return set;

@@ -393,9 +393,14 @@ void Node::track(const std::vector<std::string>& flows) {
   see_gateways();
 }
 
-bool Node::is_tracked(const std::string& flow) const {
-  // The tests' own constants. NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
-  return std::system(("conntrack -G " + flow + " >/dev/null 2>&1").c_str()) == 0;
+std::string Node::tracked(const std::string& flow) const {
+  // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  std::FILE* output = ::popen(("conntrack -G " + flow + " 2>/dev/null").c_str(), "r");
+  require(output != nullptr, "cannot run conntrack");
+  std::string text;
+  for (int c = std::fgetc(output); c != EOF; c = std::fgetc(output)) text.push_back(static_cast<char>(c));
+  ::pclose(output);
+  return text;
 }
 
 void Node::see_gateways() {

@@ -179,8 +179,8 @@ class Node {
   void track(const std::string& flow);
   /// The same of many at once.
   void track(const std::vector<std::string>& flows);
-  /// Whether it knows it still: the arguments of `conntrack -G`.
-  bool is_tracked(const std::string& flow) const;
+  /// What it knows of one, as conntrack writes it; "": nothing. The arguments of `conntrack -G`.
+  std::string tracked(const std::string& flow) const;
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
   Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;

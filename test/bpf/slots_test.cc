@@ -256,6 +256,68 @@ TEST_F(CrowdedTest, WhenAllAreCrowdedThePodKeepsToItsOwn) {
   EXPECT_EQ(diverted(), 0U);
 }
 
+/// All but the last twentieth of the ports are taken, of each egress IP.
+class LastPortsTest : public CrowdedTest {
+ protected:
+  LastPortsTest() { take_all_but_the_last("udp"); }
+
+  void take_all_but_the_last(const char* protocol) {
+    for (const std::string& egress_ip : {due_, other_}) take_ports(egress_ip, kLastTaken, protocol);
+  }
+
+  /// The flow was given to the kernel with the port that it gets, which is a free one.
+  void expect_opened(const std::string& flow) const {
+    const std::string known = node_.tracked(flow);
+    const std::size_t reply = known.find("dst=203.0.113.3");
+    ASSERT_NE(reply, std::string::npos) << known;
+    EXPECT_GT(std::stoul(known.substr(known.find("dport=", reply) + 6)), kLastTaken) << known;
+  }
+
+  static constexpr unsigned kLastTaken = kFirstPort + (kLastPort - kFirstPort) / 20 * 19;
+};
+
+TEST_F(LastPortsTest, AFlowIsGivenToTheKernelWithAFreePort) {
+  for (std::uint16_t port = 1; port <= 100; ++port) {
+    EXPECT_EQ(egress_ip_for(to_outside(port)), due_);
+    expect_opened(flow_of(kPod, port));
+  }
+}
+
+TEST_F(LastPortsTest, SoIsThatOfAPodOfAnotherNode) {
+  const Packet packet = Packet().from(kForeignMac).to(kForeignMac).ip(kRemotePod, kOutside).udp(7, 443);
+  node_.send_tunneled(kWorker, node_.find<ec_class>("classes", id_)->vni, packet.bytes());
+  node_.expect_counts(
+      {{id_, EC_STEERED_LOCAL, 1, to_outside(1).bytes().size()}, {id_, EC_GATEWAY_OUT, 1, packet.bytes().size()}});
+  expect_opened(flow_of(kRemotePod, 7));
+}
+
+TEST_F(LastPortsTest, OfTcpWhatOpensAConnectionIs) {
+  take_all_but_the_last("tcp");
+  const std::string flow = flow_of(kPod, 7, "tcp");
+  EXPECT_EQ(egress_ip_for(pod_sends(kOutside).tcp(7, 443)), due_);
+  EXPECT_EQ(node_.tracked(flow), "");
+  EXPECT_EQ(egress_ip_for(pod_sends(kOutside).tcp(7, 443, kSyn)), due_);
+  expect_opened(flow);
+}
+
+TEST_F(LastPortsTest, WhatFindsManyPortsIsLeftToTheKernel) {
+  EXPECT_EQ(egress_ip_for(pod_sends(kOutside).udp(7, 444)), due_);
+  EXPECT_EQ(node_.tracked("-p udp -s " + std::string(kPod) + " --sport 7 -d " + kOutside + " --dport 444"), "");
+}
+
+TEST_F(LastPortsTest, WhatConntrackKnowsIsLeftAlone) {
+  node_.track(flow_of(kPod, 7) + marked(node_.find<ec_class>("classes", id_)->slots4.slot[0].mark));
+  egress_ip_for(to_outside(7));
+  EXPECT_EQ(node_.tracked(flow_of(kPod, 7)).find(due_), std::string::npos);
+}
+
+TEST_F(CrowdedTest, WhenThereIsNoPortAtAllTheKernelDecides) {
+  take_ports(due_);
+  take_ports(other_);
+  EXPECT_EQ(egress_ip_for(to_outside(7)), due_);
+  EXPECT_EQ(node_.tracked(flow_of(kPod, 7)), "");
+}
+
 // --- flows that have another class's mark -----------------------------------------------------------------------
 
 TEST_F(SlotsTest, AFlowThatWasTranslatedForTheClassGoesOn) {
@@ -264,7 +326,7 @@ TEST_F(SlotsTest, AFlowThatWasTranslatedForTheClassGoesOn) {
   for (std::uint16_t i = 0; i < 2; ++i) {
     node_.track(flow_of(kPod, 7U + i) + marked(c.slots4.slot[i].mark));
     EXPECT_NE(egress_ip_for(to_outside(7 + i)), "");
-    EXPECT_TRUE(node_.is_tracked(flow_of(kPod, 7U + i))) << "its egress IP is one of the class";
+    EXPECT_NE(node_.tracked(flow_of(kPod, 7U + i)), "") << "its egress IP is one of the class";
   }
 }
 
@@ -275,8 +337,8 @@ TEST_F(SlotsTest, AFlowThatWasTranslatedForAnotherClassOrForNoneIsEnded) {
     node_.track(flow_of(kPod, 7) + marked(mark));
     node_.track(flow_of(kPod, 8) + marked(mark));
     EXPECT_NE(egress_ip_for(to_outside(7)), "");
-    EXPECT_FALSE(node_.is_tracked(flow_of(kPod, 7))) << "with the mark " << mark;
-    EXPECT_TRUE(node_.is_tracked(flow_of(kPod, 8))) << "it is another flow";
+    EXPECT_EQ(node_.tracked(flow_of(kPod, 7)), "") << "with the mark " << mark;
+    EXPECT_NE(node_.tracked(flow_of(kPod, 8)), "") << "it is another flow";
     node_.classify(to_outside(8));
   }
 }
@@ -287,7 +349,7 @@ TEST_F(SlotsTest, AFlowOfAPodOfAnotherNodeIsEndedLikewise) {
   const Packet packet = Packet().from(kForeignMac).to(kForeignMac).ip(kRemotePod, kOutside).udp(7, 443);
   node_.send_tunneled(kWorker, node_.find<ec_class>("classes", id_)->vni, packet.bytes());
   node_.expect_counts({{id_, EC_GATEWAY_OUT, 1, packet.bytes().size()}});
-  EXPECT_FALSE(node_.is_tracked(flow_of(kRemotePod, 7)));
+  EXPECT_EQ(node_.tracked(flow_of(kRemotePod, 7)), "");
 }
 
 }  // namespace
