@@ -183,7 +183,8 @@ def pods(shared: LightNode) -> list[NetPod]:
     for number, name in enumerate(NAMES):
         pod = shared.make_pod(name, number + 10, namespace=name, ipv6=True)
         shared.in_pod(pod, f"ip addr add 2001:db8:244::{number + 10}/128 dev eth0 nodad")
-        shared.in_pod(pod, "nft 'table inet silent { chain output { type filter hook output priority 0; drop; } }'")     # counted: ours alone
+        shared.run(["ip", "netns", "exec", pod.name, "nft",      # what is counted is ours alone
+                    "table inet silent { chain output { type filter hook output priority 0; policy drop; }; }"])
         shared.add(pod)
         found.append(pod)
     return found
