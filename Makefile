@@ -58,10 +58,11 @@ $(B)/egressctl: $(call objects,$(UTIL) $(CORE) $(POD) $(NODE) $(CTL))
 	$(call say,LD,$@)
 	$(Q)$(CXX) $(CXXFLAGS) -o $@ $^ -lbpf -lnl-route-3 -lnl-3 -lnftables
 
+# nlohmann's assertions are for the tests and the fuzzers: at 2000 classes they are a tenth of an apply.
 $(B)/obj/%.o: %.cc
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -ffunction-sections -fdata-sections -c -o $@ $<
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -DNDEBUG -ffunction-sections -fdata-sections -c -o $@ $<
 
 $(call objects,$(NODE) $(CTL)): $(SKELETON)
 

@@ -12,28 +12,46 @@ namespace {
 
 std::string class_path(std::size_t index) { return "classes[" + std::to_string(index) + "]"; }
 
-const NodeFacts::Address* find_address(const NodeFacts& facts, const Ip& ip) {
-  const auto found = std::ranges::find(facts.addresses, ip, &NodeFacts::Address::ip);
-  return found == facts.addresses.end() ? nullptr : &*found;
-}
+/// This node's addresses. There can be thousands, nearly all of them egress IPs.
+class OwnAddresses {
+ public:
+  explicit OwnAddresses(const std::vector<NodeFacts::Address>& addresses) {
+    for (const NodeFacts::Address& address : addresses) {
+      by_ip_.try_emplace(address.ip, &address);
+      if (address.prefix_length < 128 && address.prefix_length > (address.ip.is_v4() ? 96U : 0U) &&
+          !address.ip.is_link_local())  // every pod's veth has one of those
+        subnets_.emplace_back(subnet_of(address), address.ifindex);
+    }
+  }
 
-/// The interface on whose subnet `ip` is, else `otherwise`.
-int interface_for(const NodeFacts& facts, const Ip& ip, int otherwise) {
-  int best = otherwise;
-  unsigned longest = 0;
-  for (const NodeFacts::Address& address : facts.addresses) {
-    const unsigned family_bits = address.ip.is_v4() ? 96 : 0;
-    if (address.prefix_length >= 128 || address.prefix_length <= family_bits || address.prefix_length <= longest)
-      continue;
+  const NodeFacts::Address* find(const Ip& ip) const {
+    const auto found = by_ip_.find(ip);
+    return found == by_ip_.end() ? nullptr : found->second;
+  }
+
+  /// The interface on whose subnet `ip` is, else `otherwise`.
+  int interface_for(const Ip& ip, int otherwise) const {
+    int best = otherwise;
+    unsigned longest = 0;
+    for (const auto& [subnet, ifindex] : subnets_) {
+      if (subnet.length <= longest || !subnet.contains(ip)) continue;
+      longest = subnet.length;
+      best = ifindex;
+    }
+    return best;
+  }
+
+ private:
+  static Prefix subnet_of(const NodeFacts::Address& address) {
     Prefix subnet = {address.ip, address.prefix_length};
     for (unsigned bit = subnet.length; bit < 128; ++bit)
       subnet.ip.bytes[bit / 8] &= static_cast<std::uint8_t>(~(0x80U >> (bit % 8)));
-    if (!subnet.contains(ip)) continue;
-    longest = address.prefix_length;
-    best = address.ifindex;
+    return subnet;
   }
-  return best;
-}
+
+  std::map<Ip, const NodeFacts::Address*> by_ip_;
+  std::vector<std::pair<Prefix, int>> subnets_;  ///< with the ifindex
+};
 
 /*
  * Ids, each of which is a mark. A class keeps the id that it has: its running pods, marks and flows carry it. An id
@@ -46,7 +64,11 @@ int interface_for(const NodeFacts& facts, const Ip& ip, int otherwise) {
 class IdAssignment {
  public:
   IdAssignment(const Config& config, const NodeFacts& facts, std::vector<ConfigProblem>* problems)
-      : config_(config), facts_(facts), problems_(problems) {}
+      : config_(config), facts_(facts), problems_(problems) {
+    for (const auto& [id, owner] : facts.attached) carried_.try_emplace(owner, id);
+    if (!facts.previous) return;
+    for (const auto& [slot, id] : facts.previous->slots) previous_slots_.insert(id);
+  }
 
   std::map<std::string, std::uint32_t> assign_classes() {
     for (std::size_t i = 0; i < config_.classes.size(); ++i)
@@ -86,8 +108,7 @@ class IdAssignment {
  private:
   std::uint32_t previous_id(const std::string& name) const {
     // The kernel's entries outlive classes.json (`down` with pods): what running pods carry counts most.
-    for (const auto& [id, owner] : facts_.attached)
-      if (owner == name) return id;
+    if (const auto found = carried_.find(name); found != carried_.end()) return found->second;
     if (!facts_.previous) return 0;
     const auto found = facts_.previous->ids.find(name);
     return found == facts_.previous->ids.end() ? 0 : found->second;
@@ -100,10 +121,7 @@ class IdAssignment {
   }
 
   /// Not one whose mark still meant something else a moment ago: packets that carry it may be on their way.
-  bool had_other_meaning(std::uint32_t id) const {
-    return facts_.previous &&
-           std::ranges::any_of(facts_.previous->slots, [&](const auto& slot) { return slot.second == id; });
-  }
+  bool had_other_meaning(std::uint32_t id) const { return previous_slots_.contains(id); }
 
   std::optional<std::uint32_t> next_free(std::size_t index) {
     while (taken_.contains(next_) || facts_.attached.contains(next_) || had_other_meaning(next_)) ++next_;
@@ -136,6 +154,8 @@ class IdAssignment {
   const Config& config_;
   const NodeFacts& facts_;
   std::vector<ConfigProblem>* problems_;
+  std::map<std::string, std::uint32_t> carried_;  ///< by running pods of the class
+  std::set<std::uint32_t> previous_slots_;
   std::map<std::string, std::uint32_t> ids_;
   std::set<std::uint32_t> taken_;
   std::uint32_t next_ = 1;
@@ -144,8 +164,9 @@ class IdAssignment {
 /// What this node is to one class.
 class ClassPlanner {
  public:
-  ClassPlanner(const Config& config, std::size_t index, const NodeFacts& facts, std::vector<ConfigProblem>* problems)
-      : c_(config.classes[index]), index_(index), facts_(facts), problems_(problems) {}
+  ClassPlanner(const Config& config, std::size_t index, const NodeFacts& facts, const OwnAddresses& own,
+               std::vector<ConfigProblem>* problems)
+      : c_(config.classes[index]), index_(index), facts_(facts), own_(own), problems_(problems) {}
 
   PlannedClass plan(std::uint32_t id, std::uint32_t mark_mask, IdAssignment& ids) {
     PlannedClass planned;
@@ -190,7 +211,7 @@ class ClassPlanner {
     const Gateway& gateway = c_.gateways[i];
     PlannedHop hop;
     hop.address = gateway.address;
-    const NodeFacts::Address* own = find_address(facts_, gateway.address);
+    const NodeFacts::Address* own = own_.find(gateway.address);
     if (gateway.via == Via::kNextHop) {
       hop.path = Path::kNextHop;
       hop.v4 = gateway.address.is_v4();
@@ -198,7 +219,7 @@ class ClassPlanner {
       if (own != nullptr)
         refuse(gateway_path(i) + ".address", in_quotes(gateway.address.str()),
                "this node itself has the next hop's address");
-      hop.ifindex = interface_of(i, interface_for(facts_, gateway.address, 0));
+      hop.ifindex = interface_of(i, own_.interface_for(gateway.address, 0));
       if (hop.ifindex == 0 && gateway.interface.empty())
         refuse(gateway_path(i) + ".address", in_quotes(gateway.address.str()),
                "no interface of this node is on the next hop's network: set \"interface\"");
@@ -224,7 +245,7 @@ class ClassPlanner {
     for (const Ip& ip : c_.gateways[i].egress_ips) {
       if (const auto pod = facts_.pods.find(ip); pod != facts_.pods.end())
         refuse(path, in_quotes(ip.str()), "pod " + pod->second + " uses this address");
-      if (!local && find_address(facts_, ip) != nullptr && !facts_.placed.contains(ip))
+      if (!local && own_.find(ip) != nullptr && !facts_.placed.contains(ip))
         refuse(
             path, in_quotes(ip.str()),
             "this node uses the address, and is not the gateway " + c_.gateways[i].address.str() + " that it is for");
@@ -232,14 +253,13 @@ class ClassPlanner {
   }
 
   void add_slots(std::size_t i, std::vector<PlannedSlot>& slots) {
-    const NodeFacts::Address* gateway = find_address(facts_, c_.gateways[i].address);
+    const NodeFacts::Address* gateway = own_.find(c_.gateways[i].address);
     const int named = interface_of(i, 0);
     for (const Ip& ip : c_.gateways[i].egress_ips) {
       PlannedSlot slot;
       slot.ip = ip;
-      slot.ifindex = interface_for(facts_, ip, gateway->ifindex);
-      if (const NodeFacts::Address* present = find_address(facts_, ip); present != nullptr)
-        slot.ifindex = present->ifindex;
+      slot.ifindex = own_.interface_for(ip, gateway->ifindex);
+      if (const NodeFacts::Address* present = own_.find(ip); present != nullptr) slot.ifindex = present->ifindex;
       if (named != 0) slot.ifindex = named;
       slots.push_back(slot);
     }
@@ -248,17 +268,18 @@ class ClassPlanner {
   const ClassConfig& c_;
   std::size_t index_;
   const NodeFacts& facts_;
+  const OwnAddresses& own_;
   std::vector<ConfigProblem>* problems_;
 };
 
 /// This node's address of one family that the others send to. A gateway's address first: tunnel packets have to come
 /// from the address that the workers were told.
-std::optional<Underlay> find_underlay(const Config& config, const NodeFacts& facts, bool v4) {
+std::optional<Underlay> find_underlay(const Config& config, const NodeFacts& facts, const OwnAddresses& own, bool v4) {
   const NodeFacts::Address* found = nullptr;
   for (const ClassConfig& c : config.classes)
     for (const Gateway& gateway : c.gateways)
       if (found == nullptr && gateway.via == Via::kGateway && gateway.address.is_v4() == v4)
-        found = find_address(facts, gateway.address);
+        found = own.find(gateway.address);
   for (const NodeFacts::Address& address : facts.addresses)
     if (found == nullptr && address.ip.is_v4() == v4 && !facts.placed.contains(address.ip) &&
         std::ranges::any_of(config.nodes, [&](const Prefix& p) { return p.contains(address.ip); }))
@@ -285,11 +306,12 @@ void check_underlays(const Plan& plan, std::vector<ConfigProblem>* problems) {
 
 std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std::vector<ConfigProblem>* problems) {
   const std::size_t before = problems->size();
+  const OwnAddresses own(facts.addresses);
   Plan plan;
   plan.mark_mask = config.mark_mask;
   plan.tunnel_port = config.tunnel_port;
-  plan.underlay4 = find_underlay(config, facts, true);
-  plan.underlay6 = find_underlay(config, facts, false);
+  plan.underlay4 = find_underlay(config, facts, own, true);
+  plan.underlay6 = find_underlay(config, facts, own, false);
 
   if (facts.previous && facts.previous->selection.mark_mask != config.mark_mask)
     problems->push_back(
@@ -302,7 +324,7 @@ std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std:
   for (std::size_t i = 0; i < config.classes.size(); ++i) {
     const ClassConfig& c = config.classes[i];
     plan.classes.push_back(
-        ClassPlanner(config, i, facts, problems).plan(plan.applied.ids[c.name], config.mark_mask, ids));
+        ClassPlanner(config, i, facts, own, problems).plan(plan.applied.ids[c.name], config.mark_mask, ids));
     for (const PlannedSlot& slot : plan.classes.back().slots) plan.applied.slots[{c.name, slot.ip}] = slot.id;
 
     ClassConfig selection;

@@ -18,6 +18,7 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
+#include "datapath/expedite.h"
 #include "datapath/flows.h"
 #include "datapath/integrity.h"
 #include "datapath/maps.h"
@@ -72,21 +73,20 @@ Status retire_classes(const Plan& plan) {
   if (!vnis) return vnis.error();
   auto classes = open_classes_map();
   if (!classes) return classes.error();
-  auto known_ids = classes->keys();
-  if (!known_ids) return known_ids.error();
-  for (const __u32 id : *known_ids) {
-    auto entry = classes->find(id);
-    if (!entry) return entry.error();
-    if (!*entry) continue;
-    const auto slots = slots_of(**entry);
-    const bool stays = means((*entry)->mark, (*entry)->vni, false) && std::ranges::all_of(slots, [&](const auto& slot) {
-                         return means(slot.second, (*entry)->vni, true);
+  auto present = classes->entries();
+  if (!present) return present.error();
+  for (const auto& present_class : *present) {
+    const __u32 id = present_class.first;
+    const ec_class& entry = present_class.second;
+    const auto slots = slots_of(entry);
+    const bool stays = means(entry.mark, entry.vni, false) && std::ranges::all_of(slots, [&](const auto& slot) {
+                         return means(slot.second, entry.vni, true);
                        });
     if (stays) continue;
-    if (auto erased = vnis->erase((*entry)->vni); !erased) return erased;
+    if (auto erased = vnis->erase(entry.vni); !erased) return erased;
     if (auto erased = classes->erase(id); !erased) return erased;
     if (auto erased = erase_counters(id); !erased) return erased;
-    std::set<std::uint32_t> marks = {(*entry)->mark};
+    std::set<std::uint32_t> marks = {entry.mark};
     for (const auto& [ip, mark] : slots) marks.insert(mark);
     if (auto ended = end_all_flows(marks, plan); !ended) return ended;
   }
@@ -104,13 +104,16 @@ Result<EndingMarks> find_ending_marks(const Plan& plan) {
   EndingMarks ending;
   auto classes = open_classes_map();
   if (!classes) return classes.error();
+  auto entries = classes->entries();
+  if (!entries) return entries.error();
+  std::map<std::uint32_t, const ec_class*> by_id;
+  for (const auto& [id, entry] : *entries) by_id[id] = &entry;
   for (const PlannedClass& c : plan.classes) {
-    auto entry = classes->find(c.id);
-    if (!entry) return entry.error();
-    if (!*entry) continue;
+    const auto found = by_id.find(c.id);
+    if (found == by_id.end()) continue;
     std::map<Ip, std::uint32_t> wanted;
     for (const PlannedSlot& slot : c.slots) wanted[slot.ip] = slot.mark;
-    const auto present = slots_of(**entry);
+    const auto present = slots_of(*found->second);
     if (present == wanted) continue;
     for (const auto& [ip, mark] : present) {
       const auto kept = wanted.find(ip);
@@ -127,18 +130,20 @@ Status forward_on(const std::string& interface, bool v4, SystemChanges& changes)
 
 /// Egress IPs, and forwarding on the interfaces that replies to them come in by.
 Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
-  std::map<Ip, int> new_ones;
+  std::map<Ip, int> wanted;
+  std::set<std::pair<int, bool>> forwarding;  // ifindex, IPv4
   for (const PlannedClass& c : plan.classes)
     for (const PlannedSlot& slot : c.slots) {
+      wanted[slot.ip] = slot.ifindex;
+      if (!forwarding.emplace(slot.ifindex, slot.ip.is_v4()).second) continue;
       auto link = netlink.link(slot.ifindex);
       if (!link) return link.error();
       if (!*link) return make_error("the interface for an egress IP is gone", slot.ip.str());
       if (auto forwards = forward_on((*link)->name, slot.ip.is_v4(), changes); !forwards) return forwards;
-      auto placed = changes.place_address(netlink, slot.ifindex, slot.ip);
-      if (!placed) return placed.error();
-      if (*placed) new_ones[slot.ip] = slot.ifindex;
     }
-  return announce_addresses(netlink, new_ones);
+  if (auto placed = changes.place_addresses(netlink, wanted); !placed) return placed;
+  // Those too that have been here: another gateway, from which one came, may have announced it later than we did.
+  return announce_addresses(netlink, wanted);
 }
 
 std::set<Ip> local_egress_ips(const Plan& plan) {
@@ -183,14 +188,14 @@ Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& 
 }
 
 /// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
-Status note_attached(NodeFacts& facts) {
+Status note_attached(const std::vector<Attachment>& attachments, NodeFacts& facts) {
   if (auto map = open_attachments_map()) {
     auto ifindexes = map->keys();
     if (!ifindexes) return ifindexes.error();
     for (const __u32 ifindex : *ifindexes)
       if (auto entry = map->find(ifindex); entry && *entry) facts.attached[(*entry)->class_id] = "?";
   }
-  for (const Attachment& attachment : list_attachments()) {
+  for (const Attachment& attachment : attachments) {
     facts.attached[attachment.class_id] = attachment.class_name;
     for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
   }
@@ -202,21 +207,21 @@ bool is_alive(const Netlink& netlink, const Attachment& attachment) {
   return link && *link && (*link)->name == attachment.host_veth && (*link)->mac == attachment.host_mac;
 }
 
-/// Running pods for which another class is chosen now: their records say so, and repair_pods() does the rest.
-Status reclass_pods(const Plan& plan) {
-  for (const Attachment& attachment : list_attachments())
-    if (const Attachment wanted = reclassed(plan.applied, attachment); wanted != attachment)
-      if (auto saved = save_attachment(wanted); !saved) return saved;
-  return Ok{};
-}
-
-/// A pod that lost its classifier, or an entry, or has another class by its record, gets what it should have.
-Status repair_pods(const Netlink& netlink) {
-  for (const Attachment& attachment : list_attachments())
-    if (is_alive(netlink, attachment) && !check_pod(attachment))
-      if (auto attached = attach_pod(attachment); !attached && attached.error().code != codes::kCheckFailed)
-        return attached;
-  return Ok{};
+/// A running pod for which another class is chosen now gets that, its record first. One that lost its classifier, or an
+/// entry, gets what it should have.
+Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& plan,
+                                           const std::vector<Attachment>& attachments) {
+  std::vector<Reclassed> changed;
+  for (const Attachment& attachment : attachments) {
+    const Attachment wanted = reclassed(plan.applied, attachment);
+    if (wanted != attachment)
+      if (auto saved = save_attachment(wanted); !saved) return saved.error();
+    if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
+    if (!is_alive(netlink, wanted) || check_pod(wanted)) continue;
+    if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
+      return attached.error();
+  }
+  return changed;
 }
 
 /// How many interfaces have a classifier of ours, whether or not there is a record for it.
@@ -234,7 +239,7 @@ std::size_t classified_interfaces() {
 
 }  // namespace
 
-Result<NodeFacts> gather_facts() {
+Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   NodeFacts facts;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
@@ -250,7 +255,7 @@ Result<NodeFacts> gather_facts() {
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  if (auto noted = note_attached(facts); !noted) return noted.error();
+  if (auto noted = note_attached(attachments, facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
   return facts;
@@ -276,7 +281,9 @@ Result<RulesetChange> fit(const Plan& plan) {
   return RulesetChange::prepare(plan);
 }
 
-Status realize(const Plan& plan, const Programs& programs, RulesetChange rulesets) {
+Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& programs, RulesetChange rulesets,
+                                       const std::vector<Attachment>& attachments) {
+  const Expedite expedite;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   auto changes = SystemChanges::load();
@@ -289,30 +296,34 @@ Status realize(const Plan& plan, const Programs& programs, RulesetChange ruleset
     if (!ensured) return ensured.error();
     tunnel = *ensured;
   }
-  if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
-  if (auto retired = retire_classes(plan); !retired) return retired;
-  if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
+  if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed.error();
+  if (auto retired = retire_classes(plan); !retired) return retired.error();
+  if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied.error();
   auto ending = find_ending_marks(plan);
   if (!ending) return ending.error();
-  if (auto ended = end_all_flows(ending->gone, plan); !ended) return ended;
-  if (auto written = write_gateways(plan); !written) return written;
-  if (auto written = rulesets.write(); !written) return written;
-  if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched;
-  if (auto written = write_classes(plan, rulesets.numbers()); !written) return written;
-  if (auto ended = end_all_flows(ending->cut, plan); !ended) return ended;  // not before: packets would open them again
-  if (auto written = write_node(plan, tunnel); !written) return written;
+  if (auto ended = end_all_flows(ending->gone, plan); !ended) return ended.error();
+  if (auto written = write_gateways(plan); !written) return written.error();
+  if (auto written = rulesets.write(); !written) return written.error();
+  if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched.error();
+  if (auto written = write_classes(plan, rulesets.numbers()); !written) return written.error();
+  if (auto ended = end_all_flows(ending->cut, plan); !ended)
+    return ended.error();  // not before: packets would open them again
+  if (auto written = write_node(plan, tunnel); !written) return written.error();
 
-  if (auto reclassed = reclass_pods(plan); !reclassed) return reclassed;
-  if (auto repaired = repair_pods(*netlink); !repaired) return repaired;
+  auto settled = settle_pods(*netlink, plan, attachments);
+  if (!settled) return settled.error();
 
   // Then what nothing leads to any more.
-  if (auto removed = rulesets.remove_unused(); !removed) return removed;
+  if (auto removed = rulesets.remove_unused(); !removed) return removed.error();
   if (plan.classes.empty())
-    if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed;
-  if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed) return removed;
-  if (auto noted = note_integrity(); !noted) return noted;
-  if (auto kept = write_file_atomic(paths::kLastClasses, plan.applied.to_json()); !kept) return kept;
-  return write_file_atomic(paths::kAppliedClasses, plan.applied.to_json());
+    if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed.error();
+  if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed)
+    return removed.error();
+  if (auto noted = note_integrity(rulesets.entries()); !noted) return noted.error();
+  const std::string applied = plan.applied.to_json();
+  if (auto kept = write_file_atomic(paths::kLastClasses, applied); !kept) return kept.error();
+  if (auto written = write_file_atomic(paths::kAppliedClasses, applied); !written) return written.error();
+  return settled;
 }
 
 Result<std::size_t> tear_down() {

@@ -19,18 +19,22 @@ struct BytesLess {
 template <class Key, class Value>
 using Entries = std::map<Key, Value, BytesLess>;
 
-/// Sets what differs, then deletes what is not wanted.
 template <class Key, class Value>
-Status make_equal(const BpfMap<Key, Value>& map, const Entries<Key, Value>& wanted) {
-  for (const auto& [key, value] : wanted) {
-    auto present = map.find(key);
-    if (!present) return present.error();
-    if (*present && std::memcmp(&**present, &value, sizeof(value)) == 0) continue;
-    if (auto set = map.set(key, value); !set) return set;
-  }
-  auto keys = map.keys();
-  if (!keys) return keys.error();
-  for (const Key& key : *keys)
+Result<Entries<Key, Value>> read_entries(const BpfMap<Key, Value>& map) {
+  auto list = map.entries();
+  if (!list) return list.error();
+  return Entries<Key, Value>(list->begin(), list->end());
+}
+
+/// Sets what differs, then deletes what is not wanted. `present`: what the map has, which nobody else writes.
+template <class Key, class Value>
+Status make_equal(const BpfMap<Key, Value>& map, const Entries<Key, Value>& present,
+                  const Entries<Key, Value>& wanted) {
+  for (const auto& [key, value] : wanted)
+    if (const auto found = present.find(key);
+        found == present.end() || std::memcmp(&found->second, &value, sizeof(value)) != 0)
+      if (auto set = map.set(key, value); !set) return set;
+  for (const auto& [key, value] : present)
     if (!wanted.contains(key))
       if (auto erased = map.erase(key); !erased) return erased;
   return Ok{};
@@ -69,35 +73,41 @@ ec_class class_entry(const PlannedClass& c, std::uint32_t ruleset) {
 Status write_gateways(const Plan& plan) {
   auto map = open_gateways_map();
   if (!map) return map.error();
+  auto present = read_entries(*map);
+  if (!present) return present.error();
   Entries<ec_ip, ec_gateway> wanted;
   for (const PlannedClass& c : plan.classes)
     for (const PlannedHop& hop : c.hops) {
       if (hop.path == Path::kLocal) continue;
-      auto present = map->find(to_ec(hop.address));
-      if (!present) return present.error();
-      wanted[to_ec(hop.address)] = present->value_or(ec_gateway{});
+      const auto known = present->find(to_ec(hop.address));
+      wanted[to_ec(hop.address)] = known == present->end() ? ec_gateway{} : known->second;
     }
-  return make_equal(*map, wanted);
+  return make_equal(*map, *present, wanted);  // of those that stay, the datapath's own notes are not touched
 }
 
 Status write_classes(const Plan& plan, const std::map<std::string, std::uint32_t>& rulesets) {
   auto classes_map = open_classes_map();
   if (!classes_map) return classes_map.error();
+  auto present_classes = read_entries(*classes_map);
+  if (!present_classes) return present_classes.error();
+  auto vnis_map = open_vnis_map();
+  if (!vnis_map) return vnis_map.error();
+  auto present_vnis = read_entries(*vnis_map);
+  if (!present_vnis) return present_vnis.error();
+
   Entries<__u32, ec_class> classes;
   Entries<__u32, __u32> vnis;
   for (const PlannedClass& c : plan.classes) {
     ec_class entry = class_entry(c, rulesets.at(c.name));
-    auto present = classes_map->find(c.id);
-    if (!present) return present.error();
-    if (*present) entry.generation = (*present)->generation;
-    if (*present && std::memcmp(&**present, &entry, sizeof(entry)) != 0) ++entry.generation;
+    if (const auto present = present_classes->find(c.id); present != present_classes->end()) {
+      entry.generation = present->second.generation;
+      if (std::memcmp(&present->second, &entry, sizeof(entry)) != 0) ++entry.generation;
+    }
     classes[c.id] = entry;
     vnis[c.vni] = c.id;
   }
-  auto vnis_map = open_vnis_map();
-  if (!vnis_map) return vnis_map.error();
-  if (auto done = make_equal(*classes_map, classes); !done) return done;
-  return make_equal(*vnis_map, vnis);
+  if (auto done = make_equal(*classes_map, *present_classes, classes); !done) return done;
+  return make_equal(*vnis_map, *present_vnis, vnis);
 }
 
 Status write_node(const Plan& plan, const Tunnel& tunnel) {

@@ -31,16 +31,18 @@ Result<RulesetChange::Ruleset> RulesetChange::wanted_by(const PlannedClass& c) {
 
 /// The ruleset that a class has now is kept if its rules are still the wanted ones.
 Status RulesetChange::choose_numbers(const Plan& plan) {
-  auto classes = open_classes_map();
+  auto map = open_classes_map();
+  if (!map) return map.error();
+  auto classes = map->entries();
   if (!classes) return classes.error();
+  std::map<std::uint32_t, std::pair<std::uint32_t, std::uint32_t>> has;  // class id -> its VNI, its ruleset
+  for (const auto& [id, entry] : *classes) has[id] = {entry.vni, entry.ruleset};
   std::uint32_t next = EC_RULESET_FIRST;
   for (const PlannedClass& c : plan.classes) {
     auto wanted = wanted_by(c);
     if (!wanted) return wanted.error();
-    auto entry = classes->find(c.id);
-    if (!entry) return entry.error();
-    if (*entry && (*entry)->vni == c.vni)
-      if (const auto old = present_.find((*entry)->ruleset); old != present_.end() && old->second == *wanted) {
+    if (const auto entry = has.find(c.id); entry != has.end() && entry->second.first == c.vni)
+      if (const auto old = present_.find(entry->second.second); old != present_.end() && old->second == *wanted) {
         numbers_[c.name] = old->first;
         continue;
       }
@@ -83,7 +85,7 @@ Status RulesetChange::change_in_place(std::uint32_t number, const std::set<Prefi
   const auto found = present_.find(number);
   const Ruleset& present = found == present_.end() ? none : found->second;
   for (const Prefix& prefix : prefixes)
-    if (!present.contains(prefix))
+    if (const auto rule = present.find(prefix); rule == present.end() || rule->second != Rule{EC_BYPASS, 0})
       if (auto set = rules_.set(key_of(number, prefix), {EC_BYPASS, 0}); !set) return set;
   for (const auto& [prefix, rule] : present)
     if (!prefixes.contains(prefix))
@@ -100,19 +102,38 @@ Status RulesetChange::write() {
   return Ok{};
 }
 
+std::set<std::uint32_t> RulesetChange::used_numbers() const {
+  std::set<std::uint32_t> used;
+  for (const auto& [name, number] : numbers_) used.insert(number);
+  return used;
+}
+
 Status RulesetChange::remove_unused() const {
-  std::set<std::uint32_t> keep = {EC_RULESET_NEVER, EC_RULESET_SENDERS};
-  for (const auto& [name, number] : numbers_) keep.insert(number);
+  std::set<std::uint32_t> keep = used_numbers();
+  keep.insert({EC_RULESET_NEVER, EC_RULESET_SENDERS});
   std::set<std::uint32_t> port_sets;
-  auto entries = rules_.entries();
-  if (!entries) return entries.error();
-  for (const auto& [key, rule] : *entries) {
-    if (keep.contains(key.tree >> 1U))
-      port_sets.insert(rule.port_set);
-    else if (auto erased = rules_.erase(key); !erased)
-      return erased;
-  }
+  for (const auto* rulesets : {&present_, &coming_})
+    for (const auto& [number, ruleset] : *rulesets)
+      for (const auto& [prefix, rule] : ruleset)
+        if (keep.contains(number))
+          port_sets.insert(rule.port_set);
+        else if (auto erased = rules_.erase(key_of(number, prefix)); !erased)
+          return erased;
   return ports_.remove_unused(port_sets);
+}
+
+std::vector<std::pair<ec_rule_key, ec_rule>> RulesetChange::entries() const {
+  std::vector<std::pair<ec_rule_key, ec_rule>> entries;
+  for (const auto& [number, prefixes] :
+       {std::pair(EC_RULESET_NEVER, &never_), std::pair(EC_RULESET_SENDERS, &senders_)})
+    for (const Prefix& prefix : *prefixes) entries.push_back({key_of(number, prefix), {EC_BYPASS, 0}});
+  const std::set<std::uint32_t> used = used_numbers();
+  for (const auto* rulesets : {&present_, &coming_})
+    for (const auto& [number, ruleset] : *rulesets)
+      if (used.contains(number))
+        for (const auto& [prefix, rule] : ruleset)
+          entries.push_back({key_of(number, prefix), {rule.verdict, rule.port_set}});
+  return entries;
 }
 
 }  // namespace egressclass

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/plan.h"
 #include "datapath/port_sets.h"
@@ -25,6 +26,8 @@ class RulesetChange {
   Status write();
   /// Then, when no class refers to the others any more: deletes all rulesets of classes but numbers().
   Status remove_unused() const;
+  /// All that is in the map then.
+  std::vector<std::pair<ec_rule_key, ec_rule>> entries() const;
   /// The ruleset of each class by name.
   const std::map<std::string, std::uint32_t>& numbers() const { return numbers_; }
 
@@ -38,6 +41,7 @@ class RulesetChange {
   using Ruleset = std::map<Prefix, Rule>;
 
   RulesetChange(Rules rules, PortSets ports) : rules_(std::move(rules)), ports_(std::move(ports)) {}
+  std::set<std::uint32_t> used_numbers() const;
   static ec_rule_key key_of(std::uint32_t number, const Prefix& prefix);
   Status read();
   Result<Ruleset> wanted_by(const PlannedClass& c);

@@ -24,6 +24,7 @@ def same(snapshot: str) -> str:
 def renumbered(snapshot: str) -> str:
     """Also without the ids of kernel objects, and without the map `node`, which holds one."""
     text = re.sub(r'"(prog_)?id":\d+', "id", re.sub(r"^\d+: egress0", "N: egress0", same(snapshot), flags=re.MULTILINE))
+    text = re.sub(r"^(/sys/fs/bpf/\S+) \d+$", r"\1 id", text, flags=re.MULTILINE)
     return re.sub(r"^node$.*?^attachments$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -529,6 +530,18 @@ def another_value(name: str):
         return (f"bpftool map update pinned {PINS}/maps/{name} key {' '.join(map(str, key))} "
                 f"value {' '.join(map(str, [value[0] ^ 1, *value[1:]]))}")
     return command
+
+
+def test_apply_of_the_same_loads_no_program_again(applied):
+    """As long as all is pinned that this build has loaded; what somebody has put in the place of a pin is noticed."""
+    def loaded() -> list[str]:
+        return applied.run(f"strace -f -qq -e trace=bpf {CTL} apply 2>&1 | grep -c BPF_PROG_LOAD || true").stdout.split()
+    before = applied.classifier()
+    assert loaded() == ["0"] and applied.classifier() == before
+    applied.run(f"rm {PINS}/programs/classify; bpftool prog pin id $(bpftool -j prog show pinned {PINS}/programs/tunnel_in | "
+                f"grep -o '\"id\":[0-9]*' | cut -d: -f2) {PINS}/programs/classify")
+    assert loaded() != ["0"] and applied.classifier() != before
+    assert applied.status()["problems"] == [] and loaded() == ["0"]
 
 
 @pytest.mark.parametrize("damage, text", [

@@ -299,6 +299,20 @@ def test_egress_ip_that_moves_is_announced_and_neighbours_follow_at_once(make_li
         assert icmp(6, message[0], message[1], message[4:], record.src, record.dst) == message      # the checksum is right
 
 
+@FAMILY
+def test_each_apply_announces_what_has_been_here_before(make_light_fleet, family):
+    """Gateways that hand an egress IP to and fro may be heard in another order than they did it."""
+    fleet = make_light_fleet(["worker1", "gateway1"])
+    address = egress_ip(7, family)
+    fleet.apply(configuration(egress_class("over4", "gateway1", egressIPs=[address])))
+    pod = fleet.worker1.pod("p", "over4")
+    assert ask(pod, REMOTES[family][0]).source == address
+    fleet.router.run(["ip", "neigh", "replace", address, "lladdr", "02:00:00:00:00:99", "dev", "br0", "nud", "reachable"])
+    fleet.apply(on=["gateway1"])
+    until(lambda: fleet.router.neighbours(family, "br0")[address][0] == fleet.gateway1.mac(), 1, what=f"{address} is still elsewhere")
+    assert ask(pod, REMOTES[family][0]).source == address
+
+
 def test_each_family_is_forwarded_by_a_gateway_that_was_no_router(make_light_fleet):
     """apply makes it one for what it needs; down puts that back."""
     fleet = make_light_fleet(["worker1", "gateway1"])
