@@ -30,9 +30,11 @@ int misunderstood(const std::string& what) {
 
 std::string name_of(const Pod& pod) { return printable(pod.name_space) + "/" + printable(pod.name); }
 
+/// By name or network namespace, if they are given: then `ip` may be one that is not the pod's, too.
 bool is_asked_for(const Attachment& attachment, const Question& question, const std::optional<Ip>& ip) {
+  if (question.pod.empty() && question.netns.empty())
+    return ip && std::ranges::find(attachment.addresses, *ip) != attachment.addresses.end();
   if (!question.pod.empty() && attachment.pod.name_space + "/" + attachment.pod.name != question.pod) return false;
-  if (ip && std::ranges::find(attachment.addresses, *ip) == attachment.addresses.end()) return false;
   if (question.netns.empty()) return true;
   const auto found = find_pod_interface(question.netns, attachment.ifname);
   return found && found->host.ifindex == attachment.host_ifindex;

@@ -42,7 +42,7 @@ int run(int argc, char** argv) {
   auto* whose = explain_command->add_option_group("whose");
   whose->add_option("--pod", question.pod, "NAMESPACE/NAME");
   whose->add_option("--netns", question.netns, "path of the pod's network namespace");
-  whose->add_option("--ip", question.ip, "address of the pod; also beside --pod or --netns");
+  whose->add_option("--ip", question.ip, "address of the pod; beside --pod or --netns: the source of the packet");
   whose->require_option(1, 2);
   explain_command->add_option("--to", question.to, "ADDR[:PORT][/PROTO], [IPV6]:PORT")->required();
   explain_command->add_option("--from-port", question.from_port,

@@ -15,7 +15,11 @@ import pytest
 from inside import THOROUGH, Map, Program, ctl, ifindex_of, inside, shell
 from labkit.assets import REPOSITORY
 from labkit.node import CONFIGURATION as CONFIG_FILE
+from light_fleet import REMOTES, egress_ip, gateway
+from light_fleet import configuration as fleet_configuration
+from light_fleet import egress_class as fleet_class
 from light_node import ADDRESS, ROUTER, LightNode, NetPod, configuration, egress_class
+from traffic import ask
 
 CONFIGURATIONS, PACKETS = (600, 60) if THOROUGH else (60, 40)
 NODES = [ADDRESS, "192.0.2.11", "192.0.2.12", "192.0.2.22", "192.0.2.23"]       # but for ours, they are not there
@@ -199,3 +203,98 @@ def test_what_is_explained_is_what_the_datapath_does(shared, pods):
         assert seen[result] >= 10, seen
     assert sum(seen.values()) == CONFIGURATIONS * PACKETS, seen
     print(seen)
+
+
+# --- what it says to people
+
+SAID = configuration(
+    egress_class("p0", destinations=["0.0.0.0/0", {"cidr": "198.51.100.0/24", "ports": ["tcp/443", "udp/5000-5100"]}],
+                 **{"except": ["100.64.0.0/10"]}, otherwise="drop"),
+    egress_class("p1", destinations=["198.51.100.0/24"], spread="flow", egressIPs=["203.0.113.8"],
+                 gateways=[{"address": ADDRESS}, {"address": "192.0.2.11", "egressIPs": ["203.0.113.9"]}]),
+    egress_class("p2", destinations=["198.51.100.0/24"], gateways=[{"address": ROUTER, "via": "nexthop"}], egressIPs=[]))
+del SAID["classes"][2]["egressIPs"]
+
+
+@pytest.fixture(scope="module")
+def said(shared, pods) -> LightNode:
+    shared.apply(configuration())       # forgets which gateways answer
+    shared.apply(SAID)
+    return shared
+
+
+@pytest.mark.parametrize("words, lines", [
+    ("--pod p0/p0 --to 8.8.8.8:53/udp",
+     ["pod p0/p0, 10.244.0.10 -> 8.8.8.8:53/udp", "class p0, chosen by classes[0].select[0]", "destination 0.0.0.0/0 is the longest prefix",
+      "gateway 192.0.2.21 is this node", "leaves with egress IP 203.0.113.7", "counted as steered_local"]),
+    ("--pod p0/p0 --to 198.51.100.9:5050/udp", ["destination 198.51.100.0/24 is the longest", "port rule udp/5000-5100"]),
+    ("--pod p0/p0 --to 198.51.100.9:443", ["198.51.100.9:443/tcp", "port rule tcp/443"]),
+    ("--pod p0/p0 --to 198.51.100.9:80", ["none of its port rules does", '"otherwise" is "drop": dropped', "counted as otherwise"]),
+    ("--pod p0/p0 --to 100.64.1.1:80", ['not touched: "except" 100.64.0.0/10 is the longest', "counted as bypassed"]),
+    ("--pod p0/p0 --to [2001:db8:100::1]:80", ["no destination of the class matches", "counted as otherwise"]),
+    ("--pod p0/p0 --to 10.244.0.99:80", ["10.244.0.0/16 is the cluster's", "counted as bypassed"]),
+    ("--pod p0/p0 --to 203.0.113.9", ["203.0.113.9/32 is the cluster's, a node's, or an egress IP", "counted as bypassed"]),
+    ("--pod p0/p0 --to 224.0.0.251:5353/udp", ["never leave the link", "counted as bypassed"]),
+    ("--pod p0/p0 --ip 10.244.0.11 --to 8.8.8.8", ["dropped: 10.244.0.11 is no address of the pod", "counted as spoofed"]),
+    ("--ip 10.244.0.11 --to 198.51.100.9:443", ["pod p1/p1, 10.244.0.11", "each flow chooses one of 2 gateways", "--from-port"]),
+    ("--netns {netns} --to 198.51.100.9/icmp", ["pod p2/p2", "leaves by next hop 192.0.2.1", "counted as steered_nexthop"])])
+def test_what_is_said(said, pods, words, lines):
+    """Whose packet by name, network namespace or address; the steps in their order, numbered."""
+    text = said.ctl("explain", *words.format(netns=pods[2].netns).split()).stdout
+    at = 0
+    for line in lines:
+        assert line in text[at:], f"no {line!r} (any more) in\n{text}"
+        at = text.index(line, at)
+    numbers = re.findall(r"^ +(\d+)\. ", text, re.MULTILINE)
+    assert numbers == [str(number + 1) for number in range(len(numbers))] and numbers, text
+
+
+def test_what_each_flow_chooses_is_said_for_one_flow(said):
+    """With its source port; both gateways are somebody's choice."""
+    words = ["explain", "--json", "--pod", "p1/p1", "--to", "198.51.100.9:443", "--from-port"]
+    seen = {json.loads(said.ctl(*words, str(port)).stdout)["gateway"] for port in range(1024, 1044)}
+    assert seen == {ADDRESS, "192.0.2.11"}
+
+
+@pytest.mark.parametrize("words, code, text", [
+    ("--pod p0 --to 8.8.8.8", 2, "must be NAMESPACE/NAME"), ("--pod p0/p0 --to 8.8.8.8:0", 2, "--to"),
+    ("--pod p0/p0 --to 8.8.8.8:65536", 2, "--to"), ("--pod p0/p0 --to example.com:80", 2, "--to"), ("--pod p0/p0 --to 8.8.8.8:80/icmp", 2, "--to"),
+    ("--pod p0/p0 --to 8.8.8.8:80/tcpp", 2, "--to"), ("--pod p0/p0 --to 2001:db8::1:80:90:70:60:1:2", 2, "--to"),
+    ("--ip 10.244.0.300 --to 8.8.8.8", 2, "is no IP address"), ("--pod none/none --to 8.8.8.8", 1, "no such pod has a class on this node"),
+    ("--pod p0/new --to 8.8.8.8", 1, "that starts now gets class p0 by classes[0].select[0]"),
+    ("--netns /proc/self/ns/net --to 8.8.8.8", 1, "no such pod"), ("--netns /nowhere --to 8.8.8.8", 1, "no such pod"),
+    ("--pod p0/p0 --to 198.51.100.9", 1, "the answer depends on protocol and port")])
+def test_what_is_not_understood_is_said(said, words, code, text):
+    done = said.ctl("explain", *words.split(), check=False)
+    assert (done.returncode, done.stdout) == (code, "") and text in done.stderr, (done.returncode, done.stderr)
+
+
+def test_whose_packet_has_to_be_said(said):
+    assert said.ctl("explain", "--to", "8.8.8.8", check=False).returncode not in (0, 1)
+    assert said.ctl("explain", "--pod", "p0/p0", check=False).returncode not in (0, 1)
+
+
+def test_without_a_configuration_it_says_so(applied):
+    """Also that the packets of pods that still run are dropped."""
+    pod = applied.make_pod("p5", 5, namespace="web")
+    assert applied.add(pod).code == 0
+    applied.ctl("down", check=False)
+    done = applied.ctl("explain", "--pod", "web/p5", "--to", "8.8.8.8", check=False)
+    assert done.returncode == 0 and "dropped: no configuration is applied" in done.stdout and "counted as datapath_down" in done.stdout, done
+
+
+def test_the_egress_ip_of_another_gateway_is_foretold(make_light_fleet):
+    """By the node that sends, though the tables of the gateway are not there."""
+    fleet = make_light_fleet(["worker1", "gateway1", "gateway2"])
+    ips = {name: [egress_ip(number, family) for number in numbers for family in REMOTES]
+           for name, numbers in (("gateway1", (7, 8, 9)), ("gateway2", (17, 18)))}
+    fleet.apply(fleet_configuration(fleet_class("web", *(gateway(name, egressIPs=ips[name]) for name in ips))))
+    seen = set()
+    for number in range(12):
+        pod = fleet.worker1.pod(f"p{number}", "web")
+        for family, (address, *_) in REMOTES.items():
+            answer = ask(pod, address)      # the gateways answer from now on
+            said = json.loads(fleet.worker1.ctl("explain", "--json", "--pod", f"web/{pod.name}", "--to", f"{address}/icmp").stdout)
+            assert said["egressIP"] == answer.source, said
+            seen.add(answer.source)
+    assert len(seen) > 6
