@@ -5,6 +5,7 @@
  *   classify    host veth of a classed pod, ingress: what the pod sends
  *   tunnel_in   egress0, ingress: what other nodes send us
  *   tunnel_out  egress0, egress: what we send them
+ *   nexthop_in  interface towards a next hop, ingress: what comes back by there
  *
  * Every packet that is not sent right is dropped with a reason. Programs return TC_ACT_UNSPEC ("next") for
  * what they let pass, so that programs attached behind them still run.
@@ -12,114 +13,29 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include <linux/pkt_cls.h>
 
 #include "conntrack.h"
+#include "count.h"
+#include "flows.h"
+#include "gateways.h"
 #include "maps.h"
+#include "nexthop.h"
 #include "packet.h"
+#include "slots.h"
+#include "too_big.h"
+#include "tunnel.h"
 
 char LICENSE[] SEC("license") = "GPL"; /* conntrack.h calls GPL-only functions */
 
-#define PACKET_HOST 0 /* linux/if_packet.h */
 #define PROBE_BYTES 60
-
-static __always_inline void count(struct __sk_buff* skb, __u32 class_id, enum ec_event event) {
-  struct ec_counter_key key = {.class_id = class_id, .event = event};
-  struct ec_counter* counter = bpf_map_lookup_elem(&counters, &key);
-  if (!counter) {
-    struct ec_counter zero = {};
-    bpf_map_update_elem(&counters, &key, &zero, BPF_NOEXIST);
-    counter = bpf_map_lookup_elem(&counters, &key);
-    if (!counter) return;
-  }
-  counter->packets++; /* per CPU, and softirqs do not nest */
-  counter->bytes += skb->len;
-}
-
-static __always_inline int drop(struct __sk_buff* skb, __u32 class_id, enum ec_event reason) {
-  count(skb, class_id, reason);
-  return TC_ACT_SHOT;
-}
-
-static __always_inline int pass(struct __sk_buff* skb, __u32 class_id, enum ec_event event) {
-  count(skb, class_id, event);
-  return TC_ACT_UNSPEC;
-}
 
 static __always_inline const struct ec_node* this_node(void) {
   __u32 zero = 0;
   return bpf_map_lookup_elem(&node, &zero);
 }
 
-static __always_inline __u32 verdict_of(__u32 ruleset, const struct ec_ip* ip, bool ipv4) {
-  struct ec_rule_key key = {.prefixlen = 32 + 128, .tree = EC_TREE(ruleset, ipv4), .ip = *ip};
-  __u32* verdict = bpf_map_lookup_elem(&rules, &key);
-  return verdict ? *verdict : 0;
-}
-
-static __always_inline void set_mark(struct __sk_buff* skb, const struct ec_node* n, __u32 mark) {
-  skb->mark = (skb->mark & ~n->mark_mask) | mark;
-}
-
-/* The MAC address that a node's egress0 has: the receiver of a VXLAN packet refuses its own as source. */
-static __always_inline void tunnel_mac(__u8 mac[ETH_ALEN], __be32 underlay) {
-  mac[0] = 0x02;
-  mac[1] = 0xec;
-  __builtin_memcpy(mac + 2, &underlay, sizeof(underlay));
-}
-
-static __always_inline long set_tunnel(struct __sk_buff* skb, __u32 vni, __be32 local, __be32 remote) {
-  struct bpf_tunnel_key key = {
-      .tunnel_id = vni,
-      .remote_ipv4 = bpf_ntohl(remote), /* this field is in host order */
-      .local_ipv4 = bpf_ntohl(local),
-      .tunnel_ttl = 64,
-  };
-  __u8 macs[2 * ETH_ALEN];
-  tunnel_mac(macs, remote);
-  tunnel_mac(macs + ETH_ALEN, local);
-  long err = bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
-  return err ? err : bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
-}
-
-/*
- * Whether the gateway answers. No daemon watches it: while packets go to it and nothing comes back, a worker
- * sends it a probe now and then (a trimmed copy of the packet at hand, VNI 0), which its tunnel_in returns.
- */
-static __always_inline bool gateway_answers(struct __sk_buff* skb, const struct ec_node* n, __u32 class_id,
-                                            const struct ec_class* c) {
-  struct ec_gateway* gateway = bpf_map_lookup_elem(&gateways, &c->gateway);
-  if (!gateway) return false;
-  __u64 now = bpf_ktime_get_ns();
-  __u64 last_probe = gateway->last_probe_ns;
-  bool answers = gateway->unanswered < EC_PROBES_UNANSWERED;
-  if (now - gateway->last_seen_ns < EC_PROBE_INTERVAL_NS || now - last_probe < EC_PROBE_INTERVAL_NS) return answers;
-  if (__sync_val_compare_and_swap(&gateway->last_probe_ns, last_probe, now) != last_probe) return answers;
-
-  __u32 mark = skb->mark;
-  if (set_tunnel(skb, EC_VNI_PROBE, n->underlay, c->gateway.w[3]) == 0) {
-    set_mark(skb, n, n->probe_mark);
-    __sync_fetch_and_add(&gateway->unanswered, 1);
-    bpf_clone_redirect(skb, n->tunnel_ifindex, 0);
-    count(skb, class_id, EC_PROBE_SENT);
-  }
-  skb->mark = mark;
-  return answers;
-}
-
-static __always_inline void gateway_seen(const struct ec_ip* address) {
-  struct ec_gateway* gateway = bpf_map_lookup_elem(&gateways, address);
-  if (!gateway) return;
-  __u64 now = bpf_ktime_get_ns();
-  /* not with every packet: the cache line is shared by all CPUs */
-  if (gateway->unanswered || now - gateway->last_seen_ns > EC_PROBE_INTERVAL_NS / 4) {
-    gateway->last_seen_ns = now;
-    gateway->unanswered = 0;
-  }
-}
-
 static __always_inline bool sent_by_pod(const struct packet* p, const struct ec_attachment* pod, __u32 ifindex) {
-  if (!same_mac(p->src_mac, pod->pod_mac)) return false;
+  if (!same_mac(p->src_mac, pod->pod_mac) || is_v4(&p->src) != p->ipv4) return false;
   const struct ec_endpoint* endpoint = bpf_map_lookup_elem(&endpoints, &p->src);
   return endpoint && endpoint->ifindex == ifindex;
 }
@@ -129,6 +45,51 @@ static __always_inline bool sent_by_pod(const struct packet* p, const struct ec_
 static __always_inline long to_host(struct __sk_buff* skb, const struct ec_attachment* pod) {
   bpf_skb_change_type(skb, PACKET_HOST);
   return bpf_skb_store_bytes(skb, 0, pod->host_mac, ETH_ALEN, 0);
+}
+
+/* Whether the packet, or any segment of it, is longer than what the device takes; and what that is. */
+static __always_inline bool exceeds_mtu(struct __sk_buff* skb, __u32 ifindex, __u32* mtu) {
+  *mtu = 0;
+  return bpf_check_mtu(skb, ifindex, mtu, 0, BPF_MTU_CHK_SEGS) > 0;
+}
+
+static __always_inline int tell_too_big(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
+                                        const struct packet* p, __u32 mtu) {
+  count(skb, id, EC_TOO_BIG);
+  if (answer_too_big(skb, p, p->ipv4 ? &n->underlay4 : &n->underlay6, mtu)) return TC_ACT_SHOT;
+  return bpf_redirect(skb->ifindex, 0);
+}
+
+static __always_inline int send_to_host(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
+                                        const struct ec_attachment* pod, __u32 mark, enum ec_event event) {
+  set_mark(skb, n, mark);
+  if (to_host(skb, pod)) return drop(skb, id, EC_DROP_NOT_IP);
+  return pass(skb, id, event);
+}
+
+static __always_inline int send_by_tunnel(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
+                                          const struct ec_class* c, const struct ec_hop* hop, const struct packet* p) {
+  __u32 mtu;
+  if (skb->len > n->tunnel_mtu + ETH_HLEN && exceeds_mtu(skb, n->tunnel_ifindex, &mtu)) {
+    /* The kernel makes no fragments of what a tunnel puts into IPv6. The pod makes them itself once it knows. */
+    if (p->dont_fragment || !is_v4(&hop->address)) return tell_too_big(skb, n, id, p, mtu);
+    count(skb, id, EC_FRAGMENTED);
+  }
+  struct ec_ip gateway = hop->address;
+  if (set_tunnel(skb, c->vni, underlay_towards(n, &gateway), &gateway)) return drop(skb, id, EC_DROP_TUNNEL_FAILED);
+  count(skb, id, EC_STEERED_TUNNEL);
+  return bpf_redirect(n->tunnel_ifindex, 0);
+}
+
+static __always_inline int send_to_nexthop(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
+                                           const struct ec_hop* hop, const struct packet* p) {
+  __u32 mtu;
+  if (exceeds_mtu(skb, hop->ifindex, &mtu))
+    return p->dont_fragment ? tell_too_big(skb, n, id, p, mtu) : drop(skb, id, EC_DROP_TOO_LONG);
+  if (p->ttl <= 1) return pass(skb, id, EC_BYPASSED); /* the kernel tells the pod, and sends it nowhere */
+  if (decrement_ttl(skb, p)) return drop(skb, id, EC_DROP_NOT_IP);
+  count(skb, id, EC_STEERED_NEXTHOP);
+  return redirect_to_neighbour(hop);
 }
 
 SEC("tc")
@@ -148,9 +109,9 @@ int classify(struct __sk_buff* skb) {
     case PARSED_IP:
       break;
   }
-  if (stays_on_link(&p)) return pass(skb, id, EC_BYPASSED);
+  if (stays_on_link(&p) || is_neighbour_discovery(skb, &p)) return pass(skb, id, EC_BYPASSED);
   if (!sent_by_pod(&p, pod, ifindex)) return drop(skb, id, EC_DROP_SPOOFED);
-  if (verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) {
+  if (is_listed(EC_RULESET_NEVER, &p.dst)) {
     set_mark(skb, n, n->bypass_mark);
     return pass(skb, id, EC_BYPASSED);
   }
@@ -159,32 +120,20 @@ int classify(struct __sk_buff* skb) {
   const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
   if (!c) return drop(skb, id, EC_DROP_CLASS_REMOVED);
 
-  __u32 verdict = verdict_of(c->ruleset, &p.dst, p.ipv4);
-  if (verdict == EC_BYPASS) return pass(skb, id, EC_BYPASSED);
-  if (!p.ipv4) return drop(skb, id, EC_DROP_FAMILY);
-  if (verdict != EC_STEER) return pass(skb, id, EC_BYPASSED);
-
-  bool answers = answers_inbound(skb, &p);
-  if (answers || c->path == EC_PATH_LOCAL) {
-    set_mark(skb, n, answers ? n->reply_mark : c->mark | n->pending_mark);
-    if (to_host(skb, pod)) return drop(skb, id, EC_DROP_NOT_IP);
-    return pass(skb, id, answers ? EC_REPLIED : EC_STEERED_LOCAL);
-  }
+  struct decision d = decide(skb, n, id, c, &p);
+  if (d.verdict == EC_BYPASS) return pass(skb, id, EC_BYPASSED);
+  if (d.verdict == EC_REPLY) return send_to_host(skb, n, id, pod, n->reply_mark, EC_REPLIED);
+  if (d.verdict != EC_STEER || !d.hop) return drop(skb, id, d.reason);
+  if (d.hop->path == EC_PATH_LOCAL)
+    return send_to_host(skb, n, id, pod, mark_to_translate(skb, n, c, &p), EC_STEERED_LOCAL);
   set_mark(skb, n, c->mark);
-  if (!gateway_answers(skb, n, id, c)) return drop(skb, id, EC_DROP_GATEWAY_UNREACHABLE);
-  if (set_tunnel(skb, c->vni, n->underlay, c->gateway.w[3])) return drop(skb, id, EC_DROP_TUNNEL_FAILED);
-  count(skb, id, EC_STEERED_TUNNEL);
-  return bpf_redirect(n->tunnel_ifindex, 0);
+  if (d.hop->path == EC_PATH_NEXTHOP) return send_to_nexthop(skb, n, id, d.hop, &p);
+  return send_by_tunnel(skb, n, id, c, d.hop, &p);
 }
 
-/* A packet of one of our pods has come back: straight into the pod, past the node's own filters, which never
- * saw the way out and would call it invalid. */
-static __always_inline int return_to_pod(struct __sk_buff* skb, const struct ec_endpoint* pod, __u32 class_id,
-                                         const struct ec_ip* sender) {
-  const struct ec_class* c = bpf_map_lookup_elem(&classes, &class_id);
-  if (!c || pod->class_id != class_id || c->path != EC_PATH_TUNNEL || !same_ip(&c->gateway, sender))
-    return drop(skb, class_id, EC_DROP_WRONG_GATEWAY);
-  gateway_seen(sender);
+/* A packet for one of our pods has come by a way of ours: straight into the pod, past the node's own filters, which
+ * never saw the way out and would call it invalid. */
+static __always_inline int return_to_pod(struct __sk_buff* skb, const struct ec_endpoint* pod, __u32 class_id) {
   if (bpf_skb_store_bytes(skb, 0, pod->pod_mac, ETH_ALEN, 0) ||
       bpf_skb_store_bytes(skb, ETH_ALEN, pod->host_mac, ETH_ALEN, 0))
     return drop(skb, class_id, EC_DROP_NOT_IP);
@@ -193,56 +142,76 @@ static __always_inline int return_to_pod(struct __sk_buff* skb, const struct ec_
   return bpf_redirect_peer(pod->ifindex, 0);
 }
 
-static __always_inline bool learn_worker(const struct ec_ip* pod, const struct ec_ip* sender, __u32 class_id) {
+static __always_inline bool is_gateway_of(const struct ec_class* c, const struct ec_ip* sender) {
+  const struct ec_hop* hop = hop_with_address(c, sender, EC_IPV4 | EC_IPV6);
+  return hop && hop->path == EC_PATH_TUNNEL;
+}
+
+static __always_inline bool learn_worker(const struct ec_ip* pod, const struct tunneled* t, __u32 class_id) {
   const struct ec_worker* known = bpf_map_lookup_elem(&workers, pod);
-  if (known && known->class_id == class_id && same_ip(&known->node, sender)) return true;
-  struct ec_worker worker = {.node = *sender, .class_id = class_id};
+  if (known && known->class_id == class_id && same_ip(&known->node, &t->sender) &&
+      same_ip(&known->gateway, &t->receiver))
+    return true;
+  struct ec_worker worker = {.node = t->sender, .gateway = t->receiver, .class_id = class_id};
   return bpf_map_update_elem(&workers, pod, &worker, BPF_ANY) == 0;
 }
 
 SEC("tc")
 int tunnel_in(struct __sk_buff* skb) {
   const struct ec_node* n = this_node();
-  struct bpf_tunnel_key key = {};
+  struct tunneled t = {};
   if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
-  if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) return drop(skb, 0, EC_DROP_STRAY);
-  struct ec_ip sender = ip_from_v4(bpf_htonl(key.remote_ipv4));
-  if (!verdict_of(EC_RULESET_SENDERS, &sender, true)) return drop(skb, 0, EC_DROP_UNKNOWN_SENDER);
+  if (!read_tunnel(skb, &t)) return drop(skb, 0, EC_DROP_STRAY);
+  if (!is_listed(EC_RULESET_SENDERS, &t.sender)) return drop(skb, 0, EC_DROP_UNKNOWN_SENDER);
 
-  if (key.tunnel_id == EC_VNI_PROBE) {
-    if (set_tunnel(skb, EC_VNI_ANSWER, bpf_htonl(key.local_ipv4), sender.w[3]))
-      return drop(skb, 0, EC_DROP_TUNNEL_FAILED);
+  if (t.vni == EC_VNI_PROBE) {
+    if (set_tunnel(skb, EC_VNI_ANSWER, &t.receiver, &t.sender)) return drop(skb, 0, EC_DROP_TUNNEL_FAILED);
     count(skb, 0, EC_PROBE_ANSWERED);
     set_mark(skb, n, n->probe_mark);
     return bpf_redirect(n->tunnel_ifindex, 0);
   }
-  if (key.tunnel_id == EC_VNI_ANSWER) {
-    gateway_seen(&sender);
+  struct ec_gateway* gateway = bpf_map_lookup_elem(&gateways, &t.sender);
+  if (t.vni == EC_VNI_ANSWER) {
+    if (gateway) gateway_seen(gateway);
     return TC_ACT_SHOT;
   }
 
-  const __u32* id = bpf_map_lookup_elem(&vnis, &key.tunnel_id);
+  const __u32* id = bpf_map_lookup_elem(&vnis, &t.vni);
   if (!id) return drop(skb, 0, EC_DROP_UNKNOWN_CLASS);
+  const struct ec_class* c = bpf_map_lookup_elem(&classes, id);
+  if (!c) return drop(skb, *id, EC_DROP_UNKNOWN_CLASS);
   struct packet p = {};
   if (parse_packet(skb, &p) != PARSED_IP) return drop(skb, *id, EC_DROP_NOT_IP);
 
   const struct ec_endpoint* pod = bpf_map_lookup_elem(&endpoints, &p.dst);
-  if (pod) return return_to_pod(skb, pod, *id, &sender);
+  if (pod) {
+    if (pod->class_id != *id || !is_gateway_of(c, &t.sender)) return drop(skb, *id, EC_DROP_WRONG_GATEWAY);
+    if (gateway) gateway_seen(gateway);
+    return return_to_pod(skb, pod, *id);
+  }
 
-  const struct ec_class* c = bpf_map_lookup_elem(&classes, id);
-  if (!c || c->path != EC_PATH_LOCAL) return drop(skb, *id, EC_DROP_NOT_GATEWAY);
-  if (!p.ipv4) return drop(skb, *id, EC_DROP_FAMILY);
-  if (stays_on_link(&p) || verdict_of(EC_RULESET_NEVER, &p.dst, p.ipv4)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
-  if (!learn_worker(&p.src, &sender, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
+  if (!c->slots4.count && !c->slots6.count) return drop(skb, *id, EC_DROP_NOT_GATEWAY);
+  if (!slots_of(c, p.ipv4)->count) return drop(skb, *id, EC_DROP_FAMILY);
+  if (stays_on_link(&p) || is_listed(EC_RULESET_NEVER, &p.dst)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
+  if (!learn_worker(&p.src, &t, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
+  if (!p.later_fragment && !read_transport(skb, &p)) return drop(skb, *id, EC_DROP_NOT_IP);
   bpf_skb_change_type(skb, PACKET_HOST);
-  set_mark(skb, n, c->mark | n->pending_mark);
+  set_mark(skb, n, mark_to_translate(skb, n, c, &p));
   return pass(skb, *id, EC_GATEWAY_OUT);
+}
+
+/* Multicast: what the kernel says on any IPv6 device, about its own groups. Whatever its mark: that field is another
+ * one there (sk_buff: `mark` and `reserved_tailroom` are a union). */
+static __always_inline bool is_of_device_itself(struct __sk_buff* skb) {
+  __u8 first_byte = 0;
+  return bpf_skb_load_bytes(skb, 0, &first_byte, 1) == 0 && (first_byte & 1);
 }
 
 /* The mark must not go on to the outer packet: routing and nft would take that for a packet of the class. */
 SEC("tc")
 int tunnel_out(struct __sk_buff* skb) {
   const struct ec_node* n = this_node();
+  if (is_of_device_itself(skb)) return TC_ACT_SHOT;
   if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
   __u32 mark = skb->mark & n->mark_mask;
   set_mark(skb, n, 0);
@@ -261,7 +230,44 @@ int tunnel_out(struct __sk_buff* skb) {
   if (!worker) return drop(skb, 0, EC_DROP_WORKER_UNKNOWN);
   __u32 id = worker->class_id;
   const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
-  if (!c || c->path != EC_PATH_LOCAL) return drop(skb, id, EC_DROP_CLASS_REMOVED);
-  if (set_tunnel(skb, c->vni, c->gateway.w[3], worker->node.w[3])) return drop(skb, id, EC_DROP_TUNNEL_FAILED);
+  if (!c || !slots_of(c, p.ipv4)->count) return drop(skb, id, EC_DROP_CLASS_REMOVED);
+  struct ec_ip gateway = worker->gateway;
+  struct ec_ip to = worker->node;
+  if (set_tunnel(skb, c->vni, &gateway, &to)) return drop(skb, id, EC_DROP_TUNNEL_FAILED);
   return pass(skb, id, EC_GATEWAY_BACK);
+}
+
+/* Whether the packet belongs to a flow that the pod it is for has opened by a next hop. */
+static __noinline bool is_of_nexthop(struct __sk_buff* skb, struct packet* p, const struct ec_endpoint* pod) {
+  struct ec_fragment_key fragment = fragment_key_of(p);
+  if (p->later_fragment) return bpf_map_lookup_elem(&fragments, &fragment) != 0;
+  if (!read_transport(skb, p)) return false;
+  struct ec_flow_key key = {};
+  if (!is_icmp_error(p))
+    reverse_flow_key_of(p, &key);
+  else if (!read_flow_in_error(skb, p, &key, false))
+    return false;
+  __u32 id = pod->class_id;
+  const struct ec_flow* flow = bpf_map_lookup_elem(&flows, &key);
+  const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
+  if (!flow || !c || flow->class_id != id) return false;
+  struct ec_ip gateway = flow->gateway;
+  const struct ec_hop* hop = hop_with_address(c, &gateway, EC_IPV4 | EC_IPV6);
+  if (!hop || hop->path != EC_PATH_NEXTHOP) return false;
+  if (p->first_fragment) {
+    struct ec_fragment record = {.verdict = EC_STEER};
+    bpf_map_update_elem(&fragments, &fragment, &record, BPF_ANY);
+  }
+  return true;
+}
+
+SEC("tc")
+int nexthop_in(struct __sk_buff* skb) {
+  const struct ec_node* n = this_node();
+  struct packet p = {};
+  if (!n || !n->applied || parse_packet(skb, &p) != PARSED_IP) return TC_ACT_UNSPEC;
+  const struct ec_endpoint* pod = bpf_map_lookup_elem(&endpoints, &p.dst);
+  if (!pod || p.ttl <= 1 || !is_of_nexthop(skb, &p, pod)) return TC_ACT_UNSPEC;
+  if (decrement_ttl(skb, &p)) return drop(skb, pod->class_id, EC_DROP_NOT_IP);
+  return return_to_pod(skb, pod, pod->class_id);
 }

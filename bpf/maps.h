@@ -59,8 +59,16 @@ struct {
   __uint(max_entries, EC_MAX_RULES);
   __uint(map_flags, BPF_F_NO_PREALLOC); /* LPM tries know no other way */
   __type(key, struct ec_rule_key);
-  __type(value, __u32); /* enum ec_verdict */
+  __type(value, struct ec_rule);
 } rules SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+  __uint(max_entries, EC_MAX_PORTS);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, struct ec_port_key);
+  __type(value, __u32); /* says nothing */
+} ports SEC(".maps");
 
 /* LRU: a pod that fell out is learned again with its next packet. */
 struct {
@@ -74,10 +82,10 @@ struct {
   __uint(type, BPF_MAP_TYPE_LRU_HASH);
   __uint(max_entries, EC_MAX_FRAGMENTS);
   __type(key, struct ec_fragment_key);
-  __type(value, __u32); /* enum ec_verdict */
+  __type(value, struct ec_fragment);
 } fragments SEC(".maps");
 
-/* LRU: a flow that fell out is asked of conntrack again. */
+/* LRU: a flow that fell out is asked of conntrack again, and chooses its gateway again. */
 struct {
   __uint(type, BPF_MAP_TYPE_LRU_HASH);
   __uint(max_entries, EC_MAX_FLOWS);

@@ -46,8 +46,8 @@ Result<std::optional<PodClass>> class_of(const Pod& pod) {
   if (!config) return config.error();
   auto chosen = choose_class(*config, pod, kConfigPath);
   if (!chosen) return chosen.error();
-  if (*chosen == nullptr) return std::optional<PodClass>();
-  const ClassConfig& c = **chosen;
+  if (chosen->chosen == nullptr) return std::optional<PodClass>();
+  const ClassConfig& c = *chosen->chosen;
   return std::optional<PodClass>(PodClass{c.name, in_force ? (*applied)->ids.at(c.name) : 0, c.vni});
 }
 

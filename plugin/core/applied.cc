@@ -23,6 +23,14 @@ std::vector<std::string> texts_of(const Json& list) {
   return texts;
 }
 
+Json to_json_slots(const std::map<std::pair<std::string, Ip>, std::uint32_t>& slots, const std::string& class_name) {
+  Json object = Json::object();
+  for (auto slot = slots.lower_bound({class_name, Ip{}}); slot != slots.end() && slot->first.first == class_name;
+       ++slot)
+    object[slot->first.second.str()] = slot->second;
+  return object;
+}
+
 }  // namespace
 
 std::string Applied::to_json() const {
@@ -34,7 +42,7 @@ std::string Applied::to_json() const {
     list.push_back({{"name", c.name},
                     {"id", ids.at(c.name)},
                     {"vni", c.vni},
-                    {"egressIP", c.egress_ip.str()},
+                    {"slots", to_json_slots(slots, c.name)},
                     {"default", c.is_default},
                     {"namespaces", to_json_list(c.entitled)},
                     {"select", select}});
@@ -59,8 +67,16 @@ Result<Applied> Applied::from_json(const std::string& text) {
       const auto vni = unsigned_member(entry, "vni");
       if (!id || *id == 0 || !vni) return make_error("unexpected content", "id or vni of class " + in_quotes(c.name));
       c.vni = *vni;
-      if (const Json* ip = find_member(entry, "egressIP"); ip != nullptr && ip->is_string())
-        c.egress_ip = Ip::parse(ip->get<std::string>()).value_or(Ip{});
+      if (const Json* slots = find_member(entry, "slots"); slots != nullptr) {  // else of an older version
+        if (!slots->is_object()) return make_error("unexpected content", "slots of class " + in_quotes(c.name));
+        for (const auto& [address, value] : slots->items()) {
+          const auto ip = Ip::parse(address);
+          const auto slot = unsigned_member(*slots, address.c_str(), max_class_index(*mark_mask));
+          if (!ip || !slot || *slot == 0)
+            return make_error("unexpected content", "slots of class " + in_quotes(c.name));
+          applied.slots[{c.name, *ip}] = *slot;
+        }
+      }
       c.is_default = entry.at("default").get<bool>();
       c.entitled = texts_of(entry.at("namespaces"));
       for (const Json& rule : entry.at("select"))
@@ -72,6 +88,15 @@ Result<Applied> Applied::from_json(const std::string& text) {
     return make_error("unexpected content", e.what());
   }
   return applied;
+}
+
+Attachment reclassed(const Applied& applied, Attachment attachment) {
+  const auto choice = choose_class(applied.selection, attachment.pod, kConfigPath);
+  if (!choice || choice->chosen == nullptr) return attachment;
+  attachment.class_name = choice->chosen->name;
+  attachment.class_id = applied.ids.at(choice->chosen->name);
+  attachment.class_vni = choice->chosen->vni;
+  return attachment;
 }
 
 namespace {

@@ -8,6 +8,7 @@ namespace egressclass {
 namespace {
 
 constexpr std::uint32_t kRecordVersion = 1;
+constexpr std::size_t kMaxAnnotation = 256;  // longer than any name of a class: the rest says nothing more
 
 std::string text_at(const Json& json, const char* key) {
   const Json* member = find_member(json, key);
@@ -31,6 +32,7 @@ std::string Attachment::to_json() const {
       {"namespace", pod.name_space},
       {"pod", pod.name},
       {"uid", pod.uid},
+      {"annotation", pod.annotation ? Json(pod.annotation->substr(0, kMaxAnnotation)) : Json()},
       {"class", class_name},
       {"classID", class_id},
       {"classVNI", class_vni},
@@ -64,6 +66,8 @@ Result<Attachment> Attachment::from_json(const std::string& key, const std::stri
   attachment.container_id = text_at(record, "containerID");
   attachment.ifname = text_at(record, "ifname");
   attachment.pod = Pod{text_at(record, "namespace"), text_at(record, "pod"), text_at(record, "uid"), {}};
+  if (const Json* annotation = find_member(record, "annotation"); annotation != nullptr && annotation->is_string())
+    attachment.pod.annotation = annotation->get<std::string>();
   attachment.class_name = text_at(record, "class");
   attachment.host_veth = text_at(record, "hostVeth");
   attachment.host_mac = parse_mac(text_at(record, "hostMAC")).value_or(Mac{});

@@ -31,6 +31,8 @@ struct Attachment {
   /// Marks the kernel's entries of this attachment: ifindexes and addresses are reused, this is not.
   std::uint64_t cookie() const;
 
+  bool operator==(const Attachment&) const = default;
+
   std::string to_json() const;
   static Result<Attachment> from_json(const std::string& key, const std::string& text);
 };

@@ -2,13 +2,14 @@
 #include "core/config.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <map>
 #include <set>
 #include <string_view>
 #include <utility>
 
+#include "core/config_gateways.h"
+#include "core/config_values.h"
 #include "core/json_reader.h"
 #include "core/mark.h"
 #include "util/text.h"
@@ -17,13 +18,11 @@ namespace egressclass {
 namespace {
 
 constexpr std::size_t kMaxClassName = 63;
-constexpr std::size_t kMaxPattern = 253;  // the longest name of a pod
 constexpr int kMinMaskBits = 4;
 constexpr std::uint32_t kMaxVni = 0xfffffe;  // 24 bits; the highest value is no network by convention
 
 constexpr std::string_view kAlnum = "abcdefghijklmnopqrstuvwxyz0123456789";
 constexpr std::string_view kNameChars = "abcdefghijklmnopqrstuvwxyz0123456789-.";
-constexpr std::string_view kPatternChars = "abcdefghijklmnopqrstuvwxyz0123456789-.*?";
 
 bool consists_of(std::string_view text, std::string_view chars) {
   return text.find_first_not_of(chars) == std::string_view::npos;
@@ -41,93 +40,6 @@ std::uint32_t default_vni(const std::string& name) {
   return std::clamp((hash >> 24U) ^ (hash & 0xffffffU), 1U, kMaxVni);
 }
 
-// Why no host can have this address; empty when one can.
-std::string special_use(const Ip& ip) {
-  constexpr std::array<std::pair<const char*, const char*>, 5> kRanges = {{
-      {"0.0.0.0/8", "is an unspecified address"},
-      {"127.0.0.0/8", "is a loopback address"},
-      {"169.254.0.0/16", "is a link-local address"},
-      {"224.0.0.0/4", "is a multicast address"},
-      {"240.0.0.0/4", "is a reserved address"},
-  }};
-  std::string why;
-  for (const auto& [range, reason] : kRanges)
-    if (Prefix::parse(range, false, &why)->contains(ip)) return reason;
-  return {};
-}
-
-const Prefix* covering(const std::vector<Prefix>& prefixes, const Ip& ip) {
-  const auto found = std::find_if(prefixes.begin(), prefixes.end(), [&ip](const Prefix& p) { return p.contains(ip); });
-  return found == prefixes.end() ? nullptr : &*found;
-}
-
-enum class LoneAddress { kRefused, kAccepted };
-
-std::vector<Prefix> read_prefixes(const Field& list, LoneAddress lone, bool may_be_empty,
-                                  const std::vector<Prefix>& destinations = {}) {
-  const std::set<Prefix> contradicting(destinations.begin(), destinations.end());
-  std::set<Prefix> seen;
-  std::vector<Prefix> prefixes;
-  for (const Field& item : list.items(may_be_empty)) {
-    const auto text = item.text();
-    if (!text) continue;
-    std::string why;
-    const auto prefix = Prefix::parse(*text, lone == LoneAddress::kAccepted, &why);
-    if (!prefix)
-      item.refuse(why);
-    else if (!seen.insert(*prefix).second)
-      item.refuse("is in this list already");
-    else if (contradicting.count(*prefix) != 0)
-      item.refuse("is in \"destinations\" of this class too");
-    else
-      prefixes.push_back(*prefix);
-  }
-  return prefixes;
-}
-
-std::vector<std::string> read_patterns(const Field& list) {
-  std::vector<std::string> patterns;
-  for (const Field& item : list.items(false)) {
-    const auto text = item.text();
-    if (!text) continue;
-    if (text->empty() || text->size() > kMaxPattern || !consists_of(*text, kPatternChars))
-      item.refuse("must be a pattern of the characters a-z 0-9 - . and the wildcards * ?");
-    patterns.push_back(*text);
-  }
-  return patterns;
-}
-
-std::vector<SelectRule> read_select(const Field& list) {
-  std::vector<SelectRule> rules;
-  for (const Field& item : list.items()) {
-    if (!item.is_object_of({"namespaces", "pods"})) continue;
-    const auto namespaces = item.member("namespaces");
-    const auto pods = item.member("pods");
-    if (!namespaces && !pods) item.refuse("would select every pod: give \"namespaces\" or \"pods\"");
-    SelectRule rule;
-    if (namespaces) rule.namespaces = read_patterns(*namespaces);
-    if (pods) rule.pods = read_patterns(*pods);
-    rules.push_back(std::move(rule));
-  }
-  return rules;
-}
-
-std::optional<Ip> read_host_v4(const Field& field) {
-  const auto text = field.text();
-  if (!text) return {};
-  const auto ip = Ip::parse(*text);
-  std::string why;
-  if (!ip)
-    why = "must be an IP address";
-  else if (!ip->is_v4())
-    why = "must be an IPv4 address: IPv6 is not supported here in this version";
-  else
-    why = special_use(*ip);
-  if (why.empty()) return ip;
-  field.refuse(why);
-  return {};
-}
-
 // Reads the file from the top. What classes are checked against (mask, cluster, nodes) is read ahead of them;
 // what must not occur twice is noted with its first owner.
 class ConfigReader {
@@ -137,16 +49,12 @@ class ConfigReader {
 
  private:
   void read_mask(const Field& field);
-  void read_annotations(const Field& field);
   void read_tunnel(const Field& field);
   void read_class(const Field& field);
   void read_name(const Field& field, ClassConfig* c);
   void read_default(const Field& field, ClassConfig* c);
-  void read_gateways(const Field& field, ClassConfig* c);
-  void read_egress_ips(const Field& field, ClassConfig* c);
   void read_mark(const Field& field, ClassConfig* c);
   void claim_vni(const Field& field, std::optional<std::uint32_t> vni, ClassConfig* c);
-  void check_egress_ips() const;
 
   Field root_;
   Config config_;
@@ -154,8 +62,7 @@ class ConfigReader {
   std::string default_class_;
   std::map<std::uint32_t, std::string> marks_;
   std::map<std::uint32_t, std::string> vnis_;
-  std::set<Ip> gateways_;
-  std::vector<std::pair<Field, Ip>> egress_ips_;
+  GatewayReader gateways_{config_.cluster_cidrs, config_.nodes};
 };
 
 Config ConfigReader::read() {
@@ -165,7 +72,7 @@ Config ConfigReader::read() {
   const bool any_class = !class_fields.empty();
 
   if (const auto field = root_.member("markMask")) read_mask(*field);
-  if (const auto field = root_.member("annotations")) read_annotations(*field);
+  if (const auto field = root_.member("annotations")) config_.annotations = !read_choice(*field, "honour", "ignore");
   if (const auto field = root_.member("tunnel")) read_tunnel(*field);
   if (const auto field = root_.member("clusterCIDRs"))
     config_.cluster_cidrs = read_prefixes(*field, LoneAddress::kRefused, true);
@@ -178,7 +85,7 @@ Config ConfigReader::read() {
     return {};
   }
   for (const Field& field : class_fields) read_class(field);
-  check_egress_ips();
+  gateways_.check_egress_ips();
   return std::move(config_);
 }
 
@@ -189,13 +96,6 @@ void ConfigReader::read_mask(const Field& field) {
   config_.mark_mask = UINT32_MAX;
 }
 
-void ConfigReader::read_annotations(const Field& field) {
-  const auto text = field.text();
-  if (!text) return;
-  config_.annotations = *text == "honour";
-  if (*text != "honour" && *text != "ignore") field.refuse("must be \"honour\" or \"ignore\"");
-}
-
 void ConfigReader::read_tunnel(const Field& field) {
   if (!field.is_object_of({"port"})) return;
   if (const auto port_field = field.member("port"))
@@ -203,8 +103,8 @@ void ConfigReader::read_tunnel(const Field& field) {
 }
 
 void ConfigReader::read_class(const Field& field) {
-  if (!field.is_object_of({"name", "select", "default", "namespaces", "destinations", "except", "gateways", "egressIPs",
-                           "mark", "vni"}))
+  if (!field.is_object_of({"name", "select", "default", "namespaces", "destinations", "except", "ports", "otherwise",
+                           "otherFamily", "gateways", "egressIPs", "spread", "onChange", "mark", "vni"}))
     return;
   ClassConfig c;
   const auto name = field.required("name");
@@ -212,12 +112,15 @@ void ConfigReader::read_class(const Field& field) {
   if (const auto key = field.member("select")) c.select = read_select(*key);
   if (const auto key = field.member("default")) read_default(*key, &c);
   if (const auto key = field.member("namespaces")) c.entitled = read_patterns(*key);
-  if (const auto key = field.required("destinations"))
-    c.destinations = read_prefixes(*key, LoneAddress::kRefused, false);
-  if (const auto key = field.member("except"))
-    c.except = read_prefixes(*key, LoneAddress::kRefused, true, c.destinations);
-  if (const auto key = field.required("gateways")) read_gateways(*key, &c);
-  if (const auto key = field.required("egressIPs")) read_egress_ips(*key, &c);
+  const auto ports = field.member("ports");
+  const std::vector<PortRule> rules = ports ? read_ports(*ports) : std::vector<PortRule>();
+  if (const auto key = field.required("destinations")) c.destinations = read_destinations(*key, rules);
+  if (const auto key = field.member("except")) c.except = read_except(*key, c.destinations);
+  if (const auto key = field.member("otherwise")) c.otherwise_drop = read_choice(*key, "bypass", "drop");
+  if (const auto key = field.member("otherFamily")) c.other_family_bypass = read_choice(*key, "drop", "bypass");
+  c.gateways = gateways_.read(field);
+  if (const auto key = field.member("spread")) c.spread_flows = read_choice(*key, "pod", "flow");
+  if (const auto key = field.member("onChange")) c.keep_flows = !read_choice(*key, "keep", "cut");
   if (const auto key = field.member("mark")) read_mark(*key, &c);
   if (const auto key = field.member("vni"))
     claim_vni(*key, key->number(1, kMaxVni), &c);
@@ -244,35 +147,6 @@ void ConfigReader::read_default(const Field& field, ClassConfig* c) {
     field.refuse("class " + default_class_ + " is the default already");
 }
 
-void ConfigReader::read_gateways(const Field& field, ClassConfig* c) {
-  const std::vector<Field> items = field.items(false);
-  if (items.size() > 1) return field.refuse("several gateways per class are not supported in this version");
-  if (items.empty() || !items[0].is_object_of({"address", "interface", "via"})) return;
-  if (const auto via = items[0].member("via")) via->refuse("is not supported in this version");
-  if (const auto key = items[0].member("interface"))
-    if (const auto name = key->text()) {
-      if (!valid_ifname(*name)) key->refuse("is no name of an interface: 1 to 15 characters without blanks, / and :");
-      c->interface = *name;
-    }
-  const auto key = items[0].required("address");
-  const auto address = key ? read_host_v4(*key) : std::nullopt;
-  if (!address) return;
-  if (!config_.nodes.empty() && covering(config_.nodes, *address) == nullptr)
-    key->refuse("is not in \"nodes\": its tunnel packets would be refused");
-  c->gateway = *address;
-  gateways_.insert(*address);
-}
-
-void ConfigReader::read_egress_ips(const Field& field, ClassConfig* c) {
-  const std::vector<Field> items = field.items(false);
-  if (items.size() > 1) field.refuse("several egress IPs per class are not supported in this version");
-  for (const Field& item : items)
-    if (const auto ip = read_host_v4(item)) {
-      c->egress_ip = *ip;
-      egress_ips_.emplace_back(item, *ip);
-    }
-}
-
 void ConfigReader::read_mark(const Field& field, ClassConfig* c) {
   const std::uint32_t mask = config_.mark_mask;
   const auto mark = field.bits();
@@ -296,17 +170,6 @@ void ConfigReader::claim_vni(const Field& field, std::optional<std::uint32_t> vn
     field.refuse("class " + in_quotes(c->name) + " would have the VNI " + std::to_string(*vni) + " of class " +
                  in_quotes(owner->second) + ": set another \"vni\" on one of them");
   c->vni = *vni;
-}
-
-void ConfigReader::check_egress_ips() const {
-  for (const auto& [field, ip] : egress_ips_) {
-    if (const Prefix* pods = covering(config_.cluster_cidrs, ip); pods != nullptr)
-      field.refuse("is in \"clusterCIDRs\" " + pods->str() + ": a pod may use it");
-    if (const Prefix* nodes = covering(config_.nodes, ip); nodes != nullptr)
-      field.refuse("is in \"nodes\" " + nodes->str() + ": a node uses it");
-    else if (gateways_.count(ip) != 0)
-      field.refuse("is the address of a gateway: a node uses it");
-  }
 }
 
 }  // namespace

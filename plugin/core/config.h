@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/ip.h"
+#include "core/ports.h"
 #include "util/result.h"
 
 namespace egressclass {
@@ -25,18 +26,36 @@ struct SelectRule {
   std::vector<std::string> pods;
 };
 
+struct Destination {
+  Prefix prefix;
+  std::vector<PortRule> ports;  ///< sorted; empty: everything
+  auto operator<=>(const Destination&) const = default;
+};
+
+enum class Via { kGateway, kNextHop };
+
+struct Gateway {
+  Ip address;
+  Via via = Via::kGateway;
+  std::string interface;       ///< where its egress IPs go, or towards the next hop; empty: by route
+  std::vector<Ip> egress_ips;  ///< at most EC_MAX_SLOTS of each family
+  bool has_own_ips = false;    ///< they are in the gateway's key "egressIPs", else dealt out of the class's
+};
+
 struct ClassConfig {
   std::string name;
   std::vector<SelectRule> select;
   bool is_default = false;
-  std::vector<std::string> entitled;  ///< key "namespaces": patterns that may name this class; empty: all
-  std::vector<Prefix> destinations;   ///< what is steered
-  std::vector<Prefix> except;         ///< what is not; the longest prefix of both lists wins
-  Ip gateway;                         ///< key "gateways": exactly one entry in this version
-  std::string interface;              ///< gateways[0].interface: where the egress IP goes; empty: by route
-  Ip egress_ip;                       ///< key "egressIPs": exactly one IPv4 address in this version
-  std::optional<std::uint32_t> mark;  ///< key "mark": fixed by the operator, else assigned by each node
-  std::uint32_t vni = 0;              ///< key "vni", else a hash of the name: the same on every node
+  std::vector<std::string> entitled;      ///< key "namespaces": patterns that may name this class; empty: all
+  std::vector<Destination> destinations;  ///< what is steered
+  std::vector<Prefix> except;             ///< what is not; the longest prefix of both lists wins
+  bool otherwise_drop = false;            ///< key "otherwise": what matches none of both
+  bool other_family_bypass = false;       ///< key "otherFamily": a family that no gateway can send
+  std::vector<Gateway> gateways;          ///< 1 to EC_MAX_HOPS
+  bool spread_flows = false;              ///< key "spread": "flow"
+  bool keep_flows = true;                 ///< key "onChange": "keep"
+  std::optional<std::uint32_t> mark;      ///< key "mark": fixed by the operator, else assigned by each node
+  std::uint32_t vni = 0;                  ///< key "vni", else a hash of the name: the same on every node
 };
 
 struct Config {

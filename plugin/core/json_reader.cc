@@ -51,6 +51,10 @@ void Field::refuse(const std::string& reason) const {
   problems_->push_back({path_, printable(shown), reason});
 }
 
+void Field::refuse_missing(const char* key, const std::string& reason) const {
+  problems_->push_back({path_.empty() ? key : path_ + '.' + key, "", reason});
+}
+
 std::optional<std::string> Field::text() const {
   if (value_->is_string()) return value_->get_ref<const std::string&>();
   refuse("must be a text");
@@ -125,7 +129,7 @@ std::optional<Field> Field::member(const char* key) const {
 
 std::optional<Field> Field::required(const char* key) const {
   auto found = member(key);
-  if (!found) problems_->push_back({path_.empty() ? key : path_ + '.' + key, "", "required, but missing"});
+  if (!found) refuse_missing(key, "required, but missing");
   return found;
 }
 

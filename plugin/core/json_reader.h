@@ -22,6 +22,11 @@ class Field {
 
   /// Notes that this value cannot be, and why.
   void refuse(const std::string& reason) const;
+  /// Notes that a key of this object is missing.
+  void refuse_missing(const char* key, const std::string& reason) const;
+  /// How many problems are noted so far, of all of the document.
+  std::size_t problem_count() const { return problems_->size(); }
+  const std::string& path() const { return path_; }
 
   std::optional<std::string> text() const;
   std::optional<bool> boolean() const;
@@ -31,7 +36,9 @@ class Field {
   /// The elements of an array; none when it is no array.
   std::vector<Field> items(bool may_be_empty = true) const;
 
-  /// Whether this is an object; each of its keys that is not among `known` is a problem of its own.
+  bool is_object() const { return value_->is_object(); }
+  /// Whether this is an object, else it is a problem; each of its keys that is not among `known` is a problem of its
+  /// own.
   bool is_object_of(std::initializer_list<const char*> known) const;
   /// The value of a key of an object. null is a value (and of no type that is read here).
   std::optional<Field> member(const char* key) const;

@@ -31,22 +31,49 @@ struct NodeFacts {
   std::optional<Applied> previous;
 };
 
+enum class Path { kLocal, kTunnel, kNextHop };
+
+/// A gateway of a class, as this node reaches it.
+struct PlannedHop {
+  Ip address;
+  Path path = Path::kTunnel;
+  int ifindex = 0;  ///< of the interface towards a next hop
+  bool v4 = false;  ///< the families that it can send on
+  bool v6 = false;
+};
+
+/// An egress IP of a class of which this node is a gateway.
+struct PlannedSlot {
+  Ip ip;
+  std::uint32_t id = 0;    ///< the class's own, or one of its own
+  std::uint32_t mark = 0;  ///< the id, spread over the mark mask: nft translates what carries it to `ip`
+  int ifindex = 0;         ///< where the egress IP goes
+};
+
 struct PlannedClass {
   std::string name;
   std::uint32_t id = 0;
   std::uint32_t mark = 0;
   std::uint32_t vni = 0;
-  Ip gateway;
-  Ip egress_ip;
-  bool local = false;      ///< this node is the gateway
-  int egress_ifindex = 0;  ///< where the egress IP goes, if local
-  std::vector<Prefix> destinations;
+  std::vector<PlannedHop> hops;
+  std::vector<PlannedSlot> slots;  ///< empty: this node is no gateway of the class
+  std::vector<Destination> destinations;
   std::vector<Prefix> except;
+  bool otherwise_drop = false;
+  bool other_family_bypass = false;
+  bool spread_flows = false;
+  bool keep_flows = true;
+};
+
+/// This node's address among `nodes`, of one family.
+struct Underlay {
+  Ip ip;
+  int ifindex = 0;
 };
 
 struct Plan {
-  Ip underlay;  ///< this node's address among `nodes`
-  int underlay_ifindex = 0;
+  std::optional<Underlay> underlay4;
+  std::optional<Underlay> underlay6;
   std::uint32_t mark_mask = 0;
   std::uint16_t tunnel_port = 0;
   std::vector<PlannedClass> classes;

@@ -54,22 +54,21 @@ Error not_entitled(const ClassConfig& wanted, const Pod& pod, const std::string&
 
 }  // namespace
 
-Result<const ClassConfig*> choose_class(const Config& config, const Pod& pod, const std::string& config_file) {
+Result<Choice> choose_class(const Config& config, const Pod& pod, const std::string& config_file) {
   if (config.annotations && pod.annotation) {
     const ClassConfig* named = config.find(*pod.annotation);
     if (named == nullptr) return unknown_class(config, pod, config_file);
     if (!named->entitled.empty() && !matches_any(named->entitled, pod.name_space))
       return not_entitled(*named, pod, config_file);
-    return named;
+    return Choice{named, "annotation " + std::string(kClassAnnotation)};
   }
-  const auto selects = [&pod](const ClassConfig& c) {
-    return std::any_of(c.select.begin(), c.select.end(), [&pod](const SelectRule& rule) { return matches(rule, pod); });
-  };
-  const auto& classes = config.classes;
-  auto chosen = std::find_if(classes.begin(), classes.end(), selects);
-  if (chosen == classes.end())
-    chosen = std::find_if(classes.begin(), classes.end(), [](const ClassConfig& c) { return c.is_default; });
-  return chosen == classes.end() ? nullptr : &*chosen;
+  for (std::size_t i = 0; i < config.classes.size(); ++i)
+    for (std::size_t j = 0; j < config.classes[i].select.size(); ++j)
+      if (matches(config.classes[i].select[j], pod))
+        return Choice{&config.classes[i], "classes[" + std::to_string(i) + "].select[" + std::to_string(j) + "]"};
+  for (std::size_t i = 0; i < config.classes.size(); ++i)
+    if (config.classes[i].is_default) return Choice{&config.classes[i], "classes[" + std::to_string(i) + "].default"};
+  return Choice{};
 }
 
 bool matches_pattern(const std::string& pattern, const std::string& text) {

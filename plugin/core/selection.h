@@ -19,11 +19,17 @@ struct Pod {
   std::string name;
   std::string uid;
   std::optional<std::string> annotation;  ///< value of egressclass.io/class
+  bool operator==(const Pod&) const = default;
 };
 
-/// The pod's class; nullptr is "no class". A pod that names an unknown class, or one that its namespace
-/// may not use, is an error (codes kUnknownClass, kNotEntitled) that names class and `config_file`: fail closed.
-Result<const ClassConfig*> choose_class(const Config& config, const Pod& pod, const std::string& config_file);
+struct Choice {
+  const ClassConfig* chosen = nullptr;  ///< nullptr: no class
+  std::string by;                       ///< what chose it, as "classes[2].select[0]"; empty: nothing did
+};
+
+/// A pod that names an unknown class, or one that its namespace may not use, is an error (codes kUnknownClass,
+/// kNotEntitled) that names class and `config_file`: fail closed.
+Result<Choice> choose_class(const Config& config, const Pod& pod, const std::string& config_file);
 
 /// `*` stands for any text, `?` for any one character, everything else for itself.
 bool matches_pattern(const std::string& pattern, const std::string& text);

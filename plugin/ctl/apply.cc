@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/config.h"
@@ -11,6 +13,7 @@
 #include "datapath/paths.h"
 #include "util/file.h"
 #include "util/lock.h"
+#include "util/text.h"
 
 namespace egressclass::ctl {
 namespace {
@@ -24,10 +27,12 @@ int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) 
 void roll_back(const std::optional<std::string>& previous, const Programs& programs) {
   std::vector<ConfigProblem> problems;
   const auto config = previous ? parse_config(*previous, &problems) : std::nullopt;
-  auto facts = gather_facts();
+  const auto attachments = list_attachments();
+  auto facts = gather_facts(attachments);
   const auto plan = config && facts ? make_plan(*config, *facts, &problems) : std::nullopt;
   if (plan) {
-    if (auto restored = realize(*plan, programs); restored) {
+    auto rulesets = fit(*plan);
+    if (rulesets && realize(*plan, programs, std::move(*rulesets), attachments)) {
       std::fprintf(stderr, "egressctl: the configuration that was in force before is in force again\n");
       return;
     }
@@ -38,11 +43,15 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
                     : "and removing the rest failed too; traffic of pods with a class is dropped");
 }
 
-void report(const Plan& plan) {
+void report(const Plan& plan, const std::vector<Reclassed>& pods) {
   std::size_t local = 0;
-  for (const PlannedClass& c : plan.classes) local += c.local ? 1 : 0;
+  for (const PlannedClass& c : plan.classes) local += c.slots.empty() ? 0 : 1;
+  const auto& underlay = plan.underlay4 ? plan.underlay4 : plan.underlay6;
   std::printf("applied: %zu classes, this node (%s) is the gateway of %zu\n", plan.classes.size(),
-              plan.classes.empty() ? "-" : plan.underlay.str().c_str(), local);
+              underlay ? underlay->ip.str().c_str() : "-", local);
+  for (const auto& [pod, before] : pods)
+    std::printf("pod %s/%s: class %s, before %s\n", printable(pod.pod.name_space).c_str(),
+                printable(pod.pod.name).c_str(), pod.class_name.c_str(), before.c_str());
 }
 
 }  // namespace
@@ -60,7 +69,8 @@ int apply(const std::string& file, bool check_only) {
 
   const auto lock = lock_node(LockMode::kExclusive);
   if (!lock) return fail(lock.error());
-  auto facts = gather_facts();
+  const auto attachments = list_attachments();
+  auto facts = gather_facts(attachments);
   if (!facts) return fail(facts.error());
   const auto plan = make_plan(*config, *facts, &problems);
   if (!plan) return refuse(file, problems);
@@ -71,16 +81,23 @@ int apply(const std::string& file, bool check_only) {
 
   auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!previous) return fail(previous.error());
-  auto programs = install_programs(list_attachments());
+  auto programs = install_programs(attachments);
   if (!programs) return fail(programs.error());
-  auto done = realize(*plan, *programs);
-  if (done) done = write_file_atomic(paths::kAppliedConfig, **text);
+  auto rulesets = fit(*plan);
+  if (!rulesets && *previous) {
+    fail(rulesets.error());
+    std::fprintf(stderr, "egressctl: nothing was changed\n");
+    return kFailure;
+  }
+  using Pods = std::vector<Reclassed>;
+  auto pods = rulesets ? realize(*plan, *programs, std::move(*rulesets), attachments) : Result<Pods>(rulesets.error());
+  const auto done = pods ? write_file_atomic(paths::kAppliedConfig, **text) : Status(pods.error());
   if (!done) {
     fail(done.error());
     roll_back(*previous, *programs);
     return kFailure;
   }
-  report(*plan);
+  report(*plan, *pods);
   return kSuccess;
 }
 

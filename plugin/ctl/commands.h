@@ -2,6 +2,8 @@
 // egressctl's commands. Each returns the process's exit code: 0 success, 1 failure, 2 bad configuration.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 
 #include "util/result.h"
@@ -20,6 +22,17 @@ int down();
 int status(bool json);
 /// The attachments of this node.
 int pods(bool json);
+
+/// Whose packet, and to where.
+struct Question {
+  std::string pod;    ///< "namespace/name"
+  std::string netns;  ///< path
+  std::string ip;     ///< of the pod; beside `pod` or `netns`: which of its addresses
+  std::string to;     ///< core/target.h
+  std::optional<std::uint16_t> from_port;
+};
+/// What becomes of a packet, step by step. kBadConfig: the question cannot be understood.
+int explain(const Question& question, bool json);
 
 /// Prints the error to stderr; returns kFailure.
 int fail(const Error& error);

@@ -38,6 +38,19 @@ int run(int argc, char** argv) {
   pods_command->add_flag("--json", json, "for machines");
   pods_command->callback([&] { result = ctl::pods(json); });
 
+  Question question;
+  auto* explain_command = app.add_subcommand("explain", "what becomes of a pod's packet, step by step");
+  auto* whose = explain_command->add_option_group("whose");
+  whose->add_option("--pod", question.pod, "NAMESPACE/NAME");
+  whose->add_option("--netns", question.netns, "path of the pod's network namespace");
+  whose->add_option("--ip", question.ip, "address of the pod; beside --pod or --netns: the source of the packet");
+  whose->require_option(1, 2);
+  explain_command->add_option("--to", question.to, "ADDR[:PORT][/PROTO], [IPV6]:PORT")->required();
+  explain_command->add_option("--from-port", question.from_port,
+                              "source port; asked for only where each flow chooses its gateway");
+  explain_command->add_flag("--json", json, "for machines");
+  explain_command->callback([&] { result = ctl::explain(question, json); });
+
   app.add_subcommand("down", "remove everything of ours from this node; pods with a class that still run stay closed")
       ->callback([&] { result = ctl::down(); });
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <set>
+#include <span>
 #include <string>
 
 #include "core/applied.h"
@@ -13,6 +14,7 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
+#include "datapath/flows.h"
 #include "datapath/integrity.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
@@ -27,11 +29,11 @@
 namespace egressclass::ctl {
 namespace {
 
-/// What keeps this node from doing its job: a line each, empty when all is well.
+/// What keeps this node from doing its job: a line each, and each once; empty when all is well.
 class Health {
  public:
   void expect(bool good, const std::string& otherwise) {
-    if (!good) problems_.push_back(otherwise);
+    if (!good && std::ranges::find(problems_, otherwise) == problems_.end()) problems_.push_back(otherwise);
   }
   const std::vector<std::string>& problems() const { return problems_; }
 
@@ -44,11 +46,14 @@ bool link_is_on(const char* pin, int ifindex) {
   return link && *link && (*link)->ifindex == ifindex;
 }
 
-/// Of a machine that is no router otherwise, apply makes one, interface by interface.
-void check_forwarding(const std::string& interface, Health& health) {
-  const auto forwarding = read_sysctl("net/ipv4/conf/" + interface + "/forwarding");
-  health.expect(forwarding && *forwarding != "0",
-                interface + " does not forward: somebody set net.ipv4.conf." + interface + ".forwarding to 0");
+/// Of a machine that is no router otherwise, apply makes one: of IPv4 interface by interface, of IPv6 as a whole, since
+/// there the kernel asks no single interface.
+void check_forwarding(const std::string& interface, bool v4, Health& health) {
+  const std::string conf = v4 ? "ipv4/conf/" + interface : "ipv6/conf/all";
+  const std::string shown = v4 ? "ipv4.conf." + interface : "ipv6.conf.all";
+  const auto forwarding = read_sysctl("net/" + conf + "/forwarding");
+  health.expect(forwarding && *forwarding != "0", (v4 ? interface + " does not forward" : "IPv6 is not forwarded") +
+                                                      ": somebody set net." + shown + ".forwarding to 0");
 }
 
 void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
@@ -63,7 +68,7 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
   health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
   health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
   health.expect(routes_exist(netlink, node.mark_mask, ifindex), "a rule or the route to egress0 is missing");
-  check_forwarding((*link)->name, health);
+  check_forwarding((*link)->name, true, health);
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {
@@ -75,7 +80,7 @@ void check_egress_ips(const Netlink& netlink, Health& health) {
     health.expect(std::ranges::any_of(*addresses, same),
                   "egress IP " + placed.first.str() + " is not on its interface any more");
     auto link = netlink.link(placed.second);
-    if (link && *link) check_forwarding((*link)->name, health);
+    if (link && *link) check_forwarding((*link)->name, placed.first.is_v4(), health);
   }
 }
 
@@ -114,6 +119,43 @@ Json gateways_json() {
   return list;
 }
 
+/// The address by which the other nodes know this one.
+Json underlay_json(const ec_node& node) {
+  for (const ec_ip& underlay : {node.underlay4, node.underlay6})
+    if (const Ip ip = from_ec(underlay); ip != Ip{}) return ip.str();
+  return {};
+}
+
+const char* path_name(__u32 path) {
+  switch (path) {
+    case EC_PATH_LOCAL:
+      return "local";
+    case EC_PATH_TUNNEL:
+      return "tunnel";
+    default:
+      return "nexthop";
+  }
+}
+
+Json hops_json(const ec_class& entry) {
+  Json list = Json::array();
+  for (const ec_hop& hop : std::span(entry.hops).first(std::min<std::size_t>(entry.hop_count, EC_MAX_HOPS)))
+    list.push_back({{"address", from_ec(hop.address).str()},
+                    {"path", path_name(hop.path)},
+                    {"ipv4", (hop.families & EC_IPV4) != 0},
+                    {"ipv6", (hop.families & EC_IPV6) != 0}});
+  return list;
+}
+
+/// Of this node.
+Json slots_json(const ec_class& entry) {
+  Json list = Json::array();
+  for (const ec_slots* slots : {&entry.slots4, &entry.slots6})
+    for (const ec_slot& slot : std::span(slots->slot).first(std::min<std::size_t>(slots->count, EC_MAX_SLOTS)))
+      list.push_back({{"address", from_ec(slot.ip).str()}, {"mark", hex(slot.mark)}});
+  return list;
+}
+
 Json classes_json(const Applied& applied, const std::vector<Attachment>& attachments, const Counters& counters) {
   Json list = Json::array();
   auto map = open_classes_map();
@@ -128,14 +170,16 @@ Json classes_json(const Applied& applied, const std::vector<Attachment>& attachm
     list.push_back({{"name", c.name},
                     {"mark", hex((*entry)->mark)},
                     {"vni", (*entry)->vni},
-                    {"role", (*entry)->path == EC_PATH_LOCAL ? "gateway" : "worker"},
-                    {"gateway", from_ec((*entry)->gateway).str()},
+                    {"role", (*entry)->slots4.count + (*entry)->slots6.count != 0 ? "gateway" : "worker"},
+                    {"gateways", hops_json(**entry)},
+                    {"egressIPs", slots_json(**entry)},
                     {"pods", std::ranges::count(attachments, c.name, &Attachment::class_name)},
                     {"traffic", events}});
   }
   return list;
 }
 
+/// The kernel counts what it drops for want of a port by packets, and for all flows of the node.
 Json drops_json(const Applied& applied, const Counters& counters, const std::map<std::string, NftCounter>& nft) {
   Json list = Json::array();
   const auto name_of = [&](std::uint32_t id) -> Json {
@@ -152,20 +196,28 @@ Json drops_json(const Applied& applied, const Counters& counters, const std::map
   for (const auto& [name, counter] : nft)
     if (counter.packets != 0)
       list.push_back({{"reason", name}, {"class", Json()}, {"packets", counter.packets}, {"bytes", counter.bytes}});
+  if (auto failed = flows_not_entered(); failed && *failed != 0)
+    list.push_back({{"reason", "nat_exhausted"}, {"class", Json()}, {"packets", *failed}, {"bytes", Json()}});
   return list;
 }
 
 std::string cell(const Json& value) { return value.is_string() ? value.get<std::string>() : dump_json(value); }
+
+std::string addresses_of(const Json& list) {
+  std::string text;
+  for (const Json& entry : list) text += (text.empty() ? "" : ",") + cell(entry["address"]);
+  return text.empty() ? "-" : text;
+}
 
 void print_tables(const Json& status) {
   std::printf("datapath  %s\n", status["healthy"].get<bool>() ? "healthy" : "NOT HEALTHY");
   for (const Json& problem : status["problems"]) std::printf("          %s\n", cell(problem).c_str());
   std::printf("node      %s\npods      %s with a class\n\n", cell(status["node"]).c_str(),
               cell(status["pods"]).c_str());
-  Table classes({"CLASS", "ROLE", "GATEWAY", "MARK", "VNI", "PODS"});
+  Table classes({"CLASS", "ROLE", "GATEWAYS", "EGRESS IPS HERE", "MARK", "VNI", "PODS"});
   for (const Json& c : status["classes"])
-    classes.add(
-        {cell(c["name"]), cell(c["role"]), cell(c["gateway"]), cell(c["mark"]), cell(c["vni"]), cell(c["pods"])});
+    classes.add({cell(c["name"]), cell(c["role"]), addresses_of(c["gateways"]), addresses_of(c["egressIPs"]),
+                 cell(c["mark"]), cell(c["vni"]), cell(c["pods"])});
   classes.print();
   if (!status["gateways"].empty()) {
     std::printf("\n");
@@ -183,7 +235,7 @@ void print_tables(const Json& status) {
   Table drops({"DROPPED", "CLASS", "PACKETS", "BYTES"});
   for (const Json& drop : status["drops"])
     drops.add({cell(drop["reason"]), drop["class"].is_null() ? "" : cell(drop["class"]), cell(drop["packets"]),
-               cell(drop["bytes"])});
+               drop["bytes"].is_null() ? "" : cell(drop["bytes"])});
   drops.print();
 }
 
@@ -222,7 +274,7 @@ int status(bool json) {
   const Json status = {
       {"healthy", health.problems().empty()},
       {"problems", health.problems()},
-      {"node", node && node->underlay != 0 ? Json(Ip::from_v4(node->underlay).str()) : Json()},
+      {"node", node ? underlay_json(*node) : Json()},
       {"pods", attachments.size()},
       {"classes", classes_json(in_force, attachments, counters)},
       {"gateways", gateways_json()},

@@ -66,9 +66,32 @@ class BpfMap {
     return keys;
   }
 
+  /// The same, with the values.
+  Result<std::vector<std::pair<Key, Value>>> entries() const {
+    constexpr __u32 kBatch = 4096;
+    std::vector<std::pair<Key, Value>> entries;
+    std::vector<Key> keys(kBatch);
+    std::vector<Value> values(kBatch);
+    Cursor cursor{};
+    for (bool first = true;; first = false) {
+      __u32 count = kBatch;
+      const int err = bpf_map_lookup_batch(fd_.get(), first ? nullptr : &cursor, &cursor, keys.data(), values.data(),
+                                           &count, nullptr);
+      if (err != 0 && errno != ENOENT) return system_error("cannot list BPF map", name_, errno);
+      for (__u32 i = 0; i < count; ++i) entries.emplace_back(keys[i], values[i]);
+      if (err != 0) return entries;  // ENOENT: these were the last
+    }
+  }
+
   int fd() const { return fd_.get(); }
 
  private:
+  /// Where a batch ended: a hash's bucket, or a trie's key.
+  union Cursor {
+    __u32 bucket;
+    Key key;
+  };
+
   BpfMap(std::string name, Fd fd) : name_(std::move(name)), fd_(std::move(fd)) {}
   std::string name_;
   Fd fd_;

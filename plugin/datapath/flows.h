@@ -13,4 +13,9 @@ namespace egressclass {
 /// (ctnetlink: IPCTNL_MSG_CT_DELETE without a tuple, filtered by CTA_MARK.)
 Status end_flows(std::uint32_t mark, std::uint32_t mask);
 
+/// How many new flows conntrack could not enter, since boot: their NAT had found no free port (and, rarely, two packets
+/// of one flow at once). Such packets are dropped. Counts all flows of this network namespace, also those that are not
+/// ours.
+Result<std::uint64_t> flows_not_entered();
+
 }  // namespace egressclass

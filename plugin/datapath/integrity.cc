@@ -1,28 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/integrity.h"
 
-#include <bpf/bpf.h>
 #include <nftables/libnftables.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
 #include <map>
 #include <string_view>
 
+#include "datapath/maps.h"
 #include "datapath/paths.h"
 #include "util/c_handle.h"
-#include "util/fd.h"
 #include "util/file.h"
 #include "util/json.h"
 
 namespace egressclass {
 namespace {
 
-/// Those that only an apply writes.
-constexpr const char* kStaticMaps[] = {"classes", "vnis", "rules"};
 constexpr std::size_t kMaxBytes = 1U << 20U;
 
 using Fingerprint = std::map<std::string, std::uint64_t>;  // object -> hash of its content
@@ -33,6 +29,18 @@ std::uint64_t hash_of(std::string_view bytes) {
   return hash;
 }
 
+template <class T>
+std::string_view bytes_of(const T& value) {
+  return {reinterpret_cast<const char*>(&value), sizeof(value)};  // NOLINT(cppcoreguidelines-pro-type-reinterpret-cast)
+}
+
+void sort_by_text(Json::array_t& list) {
+  std::vector<std::pair<std::string, Json>> sorted;
+  for (Json& member : list) sorted.emplace_back(dump_json(member), std::move(member));
+  std::ranges::sort(sorted, {}, &std::pair<std::string, Json>::first);
+  for (std::size_t i = 0; i < list.size(); ++i) list[i] = std::move(sorted[i].second);
+}
+
 /// Without what differs from listing to listing: handles, and the order of a set's elements.
 void make_canonical(Json& value) {
   if (value.is_object()) value.erase("handle");
@@ -41,7 +49,7 @@ void make_canonical(Json& value) {
   if (!value.is_object()) return;
   for (const char* list : {"elem", "set"})
     if (const auto found = value.find(list); found != value.end() && found->is_array())
-      std::ranges::sort(found->get_ref<Json::array_t&>(), {}, dump_json);
+      sort_by_text(found->get_ref<Json::array_t&>());
 }
 
 /// Packets change these themselves.
@@ -79,33 +87,36 @@ std::optional<Json> list_table() {
 }
 
 /// A sum, for the order of a hash table's entries is nobody's doing. The number of entries is in it as well.
-std::optional<std::uint64_t> hash_of_map(const std::string& name) {
-  const Fd map(bpf_obj_get((std::string(paths::kMapPins) + "/" + name).c_str()));
-  bpf_map_info info{};
-  __u32 size = sizeof(info);
-  if (!map || bpf_obj_get_info_by_fd(map.get(), &info, &size) != 0) return std::nullopt;
+template <class Entries>
+std::uint64_t hash_of_entries(const Entries& entries) {
   std::uint64_t sum = 0;
-  std::string key(info.key_size, '\0');
-  std::string value(info.value_size, '\0');
-  for (const char* previous = nullptr; bpf_map_get_next_key(map.get(), previous, key.data()) == 0;
-       previous = key.data())
-    if (bpf_map_lookup_elem(map.get(), key.data(), value.data()) == 0) sum += hash_of(key + value);
+  for (const auto& [key, value] : entries) sum += hash_of(std::string(bytes_of(key)).append(bytes_of(value)));
   return sum;
 }
 
+template <class Key, class Value>
+void add_map(const std::string& name, const Result<BpfMap<Key, Value>>& map, Fingerprint& fingerprint) {
+  if (!map) return;
+  if (const auto entries = map->entries()) fingerprint["BPF map " + name] = hash_of_entries(*entries);
+}
+
+constexpr const char* kRules = "BPF map rules";
+
+/// But for the rules.
 Fingerprint take(const std::optional<Json>& table) {
   Fingerprint fingerprint;
   if (table) add_nft(*table, fingerprint);
-  for (const char* name : kStaticMaps)
-    if (const auto hash = hash_of_map(name)) fingerprint[std::string("BPF map ") + name] = *hash;
+  add_map("classes", open_classes_map(), fingerprint);  // those that only an apply writes
+  add_map("vnis", open_vnis_map(), fingerprint);
   return fingerprint;
 }
 
 }  // namespace
 
-Status note_integrity() {
-  Json noted = Json::object();
-  for (const auto& [object, hash] : take(list_table())) noted[object] = hash;
+Status note_integrity(const std::vector<std::pair<ec_rule_key, ec_rule>>& rules) {
+  Fingerprint fingerprint = take(list_table());
+  fingerprint[kRules] = hash_of_entries(rules);
+  const Json noted = fingerprint;
   return write_file_atomic(paths::kIntegrity, dump_json(noted) + "\n", 0600);
 }
 
@@ -115,7 +126,9 @@ Result<std::vector<std::string>> altered_objects() {
   auto noted = parse_json(text->value_or(""));
   if (!noted) return make_error("no fingerprint of what was applied", paths::kIntegrity);
   const auto table = list_table();
-  const Fingerprint found = take(table);
+  Fingerprint found = take(table);
+  if (auto map = open_rules_map())
+    if (const auto rules = map->entries()) found[kRules] = hash_of_entries(*rules);
 
   std::vector<std::string> altered;
   for (const auto& [object, hash] : noted->items()) {

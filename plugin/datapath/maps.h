@@ -22,13 +22,20 @@ inline Ip from_ec(const ec_ip& ip) {
   return out;
 }
 
+/// Of a hop, or a slot, for ec_weight().
+inline std::uint32_t seed_of(const Ip& ip) {
+  const ec_ip address = to_ec(ip);
+  return ec_finish(ec_hash_ip(0, &address));
+}
+
 inline auto open_node_map() { return BpfMap<__u32, ec_node>::open("node"); }
 inline auto open_attachments_map() { return BpfMap<__u32, ec_attachment>::open("attachments"); }
 inline auto open_endpoints_map() { return BpfMap<ec_ip, ec_endpoint>::open("endpoints"); }
 inline auto open_classes_map() { return BpfMap<__u32, ec_class>::open("classes"); }
 inline auto open_vnis_map() { return BpfMap<__u32, __u32>::open("vnis"); }
 inline auto open_gateways_map() { return BpfMap<ec_ip, ec_gateway>::open("gateways"); }
-inline auto open_rules_map() { return BpfMap<ec_rule_key, __u32>::open("rules"); }
+inline auto open_rules_map() { return BpfMap<ec_rule_key, ec_rule>::open("rules"); }
+inline auto open_ports_map() { return BpfMap<ec_port_key, __u32>::open("ports"); }
 
 /// The node's entry; no value when the datapath is not there at all, or is of another layout.
 inline std::optional<ec_node> read_node() {

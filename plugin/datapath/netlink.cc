@@ -2,7 +2,9 @@
 #include "datapath/netlink.h"
 
 #include <fcntl.h>
+#include <linux/if_addr.h>
 #include <linux/net_namespace.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netlink/errno.h>
 #include <netlink/msg.h>
@@ -133,14 +135,20 @@ Result<std::optional<Link>> Netlink::link(const std::string& name) const { retur
 Result<std::optional<Link>> Netlink::link(int ifindex) const { return get_link(socket(), ifindex, nullptr); }
 
 Result<std::vector<InterfaceAddress>> Netlink::addresses(int ifindex) const {
-  AddressDump dump{ifindex, {}};
-  rtgenmsg request{.rtgen_family = AF_UNSPEC};
-  CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));
-  nl_cb_set(callbacks.get(), NL_CB_VALID, NL_CB_CUSTOM, collect_address, &dump);
-  int err = nl_send_simple(socket(), RTM_GETADDR, NLM_F_DUMP, &request, sizeof(request));
-  if (err >= 0) err = nl_recvmsgs(socket(), callbacks.get());
-  if (err < 0) return netlink_error("cannot list addresses", "RTM_GETADDR", err);
-  return std::move(dump.found);
+  // A list is cut into several messages; the kernel says when it changed between them (NLM_F_DUMP_INTR).
+  constexpr int kTries = 100;
+  int err = 0;
+  for (int i = 0; i < kTries; ++i) {
+    AddressDump dump{ifindex, {}};
+    rtgenmsg request{.rtgen_family = AF_UNSPEC};
+    CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));
+    nl_cb_set(callbacks.get(), NL_CB_VALID, NL_CB_CUSTOM, collect_address, &dump);
+    err = nl_send_simple(socket(), RTM_GETADDR, NLM_F_DUMP, &request, sizeof(request));
+    if (err >= 0) err = nl_recvmsgs(socket(), callbacks.get());
+    if (err >= 0) return std::move(dump.found);
+    if (err != -NLE_DUMP_INTR) break;
+  }
+  return netlink_error("cannot list addresses", "RTM_GETADDR", err);
 }
 
 Result<int> Netlink::nsid(const Fd& netns) const {
@@ -182,10 +190,22 @@ Status Netlink::delete_link(int ifindex) const {
   return Ok{};
 }
 
-Status Netlink::add_address(int ifindex, const Ip& ip) const {
+Status Netlink::add_address(int ifindex, const Ip& ip, AddressScope scope) const {
   const AddrHandle address = host_address(ifindex, ip);
+  if (!address) return netlink_error("cannot add address", ip.str(), -NLE_NOMEM);
+  if (scope == AddressScope::kHost) rtnl_addr_set_scope(address.get(), RT_SCOPE_HOST);
+  if (!ip.is_v4()) {
+    rtnl_addr_set_flags(address.get(), IFA_F_NODAD);
+    // Deprecated: never chosen as a source (RFC 6724, rule 3), neither for the node's own packets nor by masquerade.
+    // IPv4 has no such choice: there an address of the route's network comes first.
+    rtnl_addr_set_valid_lifetime(address.get(), UINT32_MAX);
+    rtnl_addr_set_preferred_lifetime(address.get(), 0);
+  }
   const int err = rtnl_addr_add(socket(), address.get(), 0);
-  if (err < 0 && err != -NLE_EXIST) return netlink_error("cannot add address", ip.str(), err);
+  if (err < 0 && err != -NLE_EXIST)
+    return netlink_error(
+        "cannot add address", ip.str(), err,
+        err == -NLE_NOACCESS && !ip.is_v4() ? "is IPv6 switched off there (sysctl disable_ipv6)?" : "");
   return Ok{};
 }
 

@@ -36,6 +36,9 @@ struct InterfaceAddress {
   unsigned prefix_length = 128;  ///< counted in the 128-bit form
 };
 
+/// kHost: never chosen as a source for what goes elsewhere.
+enum class AddressScope { kGlobal, kHost };
+
 class Netlink {
  public:
   static Result<Netlink> open();
@@ -51,8 +54,9 @@ class Netlink {
 
   Status set_up(int ifindex, bool up) const;
   Status delete_link(int ifindex) const;
-  /// Host addresses (/32, /128). Present already, or absent already, is success.
-  Status add_address(int ifindex, const Ip& ip) const;
+  /// Host addresses (/32, /128), IPv6 without duplicate address detection: they can be used at once. Present already,
+  /// or absent already, is success.
+  Status add_address(int ifindex, const Ip& ip, AddressScope scope = AddressScope::kGlobal) const;
   Status delete_address(int ifindex, const Ip& ip) const;
 
   nl_sock* socket() const { return socket_.get(); }

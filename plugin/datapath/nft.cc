@@ -19,6 +19,7 @@ using Context = CHandle<nft_ctx, nft_ctx_free>;
 
 constexpr const char* kTable = "inet egressclass";
 constexpr unsigned kIpTcpHeaders = 40;
+constexpr unsigned kIp6TcpHeaders = 60;
 
 /// Runs one transaction; the error is nft's own text.
 Status run(nft_ctx* context, const std::string& commands) {
@@ -44,8 +45,9 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * prerouting takes the pending bit off what the BPF programs marked (core/mark.h): without this table, say after a
  * `flush ruleset`, such packets are not routed at all.
  *
- * The ct mark of a flow is its class's mark, and the pending bit for "came through the tunnel"; replies of the latter
- * are led back there.
+ * The ct mark of a flow is the mark that its first packet had, which is that of one of its class's egress IPs here, and
+ * the pending bit for "came through the tunnel"; replies of the latter are led back there. The packets that follow may
+ * have the mark of another egress IP of the class: `sources` has every mark of a class with every egress IP of it.
  *
  * Pods have no business with the tunnel's port: masqueraded to the node's address, a packet to it would be a tunnel
  * packet of a known sender. What the tunnel sends is never forwarded, it is local.
@@ -54,6 +56,10 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * back the way their replies go.
  *
  * srcnat runs before the common priority 100: the node's own masquerading finds the flow translated, and leaves it.
+ * Ports are taken at random: from a pod's own port on, the kernel would give up within a run of taken ones.
+ *
+ * What is for the cluster has its last destination in its header: with a source route, a node that honours it would
+ * send it on to the outside.
  *
  * srcnat and guard are for what is forwarded. Local programs may use the same bits for their own ends (iif 0), and on
  * multicast a mark is no mark: the kernel's IGMP and MLD reports use the field for something else (sk_buff: `mark` and
@@ -65,12 +71,17 @@ add counter inet egressclass wrong_source
 add counter inet egressclass not_a_reply
 add counter inet egressclass invalid
 add counter inet egressclass service_outside
+add counter inet egressclass source_route
 add counter inet egressclass tunnel_from_pod
 add counter inet egressclass mark_lost
 add map inet egressclass snat4 { type mark : ipv4_addr; }
+add map inet egressclass snat6 { type mark : ipv6_addr; }
 add set inet egressclass sources4 { type mark . ipv4_addr; }
+add set inet egressclass sources6 { type mark . ipv6_addr; }
 add set inet egressclass egress4 { type ipv4_addr; }
+add set inet egressclass egress6 { type ipv6_addr; }
 add set inet egressclass nodes4 { type ipv4_addr; flags interval; auto-merge; }
+add set inet egressclass nodes6 { type ipv6_addr; flags interval; auto-merge; }
 add set inet egressclass never4 { type ipv4_addr; flags interval; auto-merge; }
 add set inet egressclass never6 { type ipv6_addr; flags interval; auto-merge; }
 add chain inet egressclass prerouting { type filter hook prerouting priority mangle; policy accept; }
@@ -88,18 +99,23 @@ flush chain inet egressclass output
 flush chain inet egressclass srcnat
 flush chain inet egressclass guard
 flush map inet egressclass snat4
+flush map inet egressclass snat6
 flush set inet egressclass sources4
+flush set inet egressclass sources6
 flush set inet egressclass egress4
+flush set inet egressclass egress6
 flush set inet egressclass nodes4
+flush set inet egressclass nodes6
 flush set inet egressclass never4
 flush set inet egressclass never6
 table inet egressclass {
   chain prerouting {
     meta mark & MASK == REPLY goto verify_reply
-    iifname "DEVICE" ct direction original ct mark set meta mark & MASK | PENDING
-    iifname != "DEVICE" meta mark & PENDING != 0 ct direction original ct mark set meta mark & RETURN
+    iifname "DEVICE" ct direction original ct mark & MASK == 0 ct mark set meta mark & MASK | PENDING
+    iifname != "DEVICE" meta mark & PENDING != 0 ct direction original ct mark & MASK == 0 ct mark set meta mark & RETURN
     meta mark & PENDING != 0 meta mark set meta mark & APPROVED
     iifname != "DEVICE" ct direction reply ct mark & PENDING != 0 ct reply ip daddr @egress4 meta mark set meta mark | RETURN
+    iifname != "DEVICE" ct direction reply ct mark & PENDING != 0 ct reply ip6 daddr @egress6 meta mark set meta mark | RETURN
   }
   chain verify_reply {
     ct state invalid,untracked counter name not_a_reply drop
@@ -107,12 +123,16 @@ table inet egressclass {
     meta mark set meta mark & OTHERS
   }
   chain verify_bypass {
+    ip option lsrr exists counter name source_route drop
+    ip option ssrr exists counter name source_route drop
+    exthdr rt exists counter name source_route drop
     ct direction original ct status dnat ip daddr != @never4 counter name service_outside drop
     ct direction original ct status dnat ip6 daddr != @never6 counter name service_outside drop
     meta mark set meta mark & OTHERS
   }
   chain forward {
     udp dport PORT ip daddr @nodes4 counter name tunnel_from_pod drop
+    udp dport PORT ip6 daddr @nodes6 counter name tunnel_from_pod drop
     iifname "DEVICE" meta mark & MASK == 0 counter name mark_lost drop
     meta mark & MASK == 0 accept
     meta mark & MASK == BYPASS goto verify_bypass
@@ -124,7 +144,9 @@ CLAMP  }
   chain srcnat {
     iif 0 accept
     ip daddr 224.0.0.0/4 accept
-    meta mark & MASK != 0 snat ip to meta mark & MASK map @snat4
+    ip6 daddr ff00::/8 accept
+    meta mark & MASK != 0 snat ip to meta mark & MASK map @snat4 fully-random
+    meta mark & MASK != 0 snat ip6 to meta mark & MASK map @snat6 fully-random
   }
   chain guard {
     meta mark & MASK == { 0, RETURN } accept
@@ -132,6 +154,7 @@ CLAMP  }
     ip daddr 224.0.0.0/4 accept
     ip6 daddr ff00::/8 accept
     meta mark & MASK . ip saddr @sources4 accept
+    meta mark & MASK . ip6 saddr @sources6 accept
     counter name wrong_source drop
   }
 }
@@ -151,25 +174,50 @@ std::vector<std::string> prefixes_of_family(const std::set<Prefix>& prefixes, bo
   return texts;
 }
 
+/// Marks and egress IPs, by family.
+class Elements {
+ public:
+  void add(const PlannedClass& c, const PlannedSlot& slot) {
+    Family& family = slot.ip.is_v4() ? v4_ : v6_;
+    family.snat.push_back(hex(slot.mark) + " : " + slot.ip.str());
+    family.egress.insert(slot.ip.str());
+    family.sources.insert(hex(c.mark) + " . " + slot.ip.str());
+    for (const PlannedSlot& other : c.slots) family.sources.insert(hex(other.mark) + " . " + slot.ip.str());
+  }
+
+  std::string text() const {
+    std::string all;
+    for (const auto& [digit, family] : {std::pair("4", v4_), std::pair("6", v6_)})
+      all += add_elements(std::string("snat") + digit, family.snat) +
+             add_elements(std::string("sources") + digit, {family.sources.begin(), family.sources.end()}) +
+             add_elements(std::string("egress") + digit, {family.egress.begin(), family.egress.end()});
+    return all;
+  }
+
+ private:
+  struct Family {
+    std::vector<std::string> snat;
+    std::set<std::string> sources;
+    std::set<std::string> egress;
+  };
+  Family v4_;
+  Family v6_;
+};
+
 }  // namespace
 
 std::string nft_ruleset(const Plan& plan, unsigned tunnel_mtu) {
-  std::vector<std::string> snat;
-  std::vector<std::string> sources;
-  std::set<std::string> egress_ips;
-  for (const PlannedClass& c : plan.classes) {
-    if (!c.local) continue;
-    snat.push_back(hex(c.mark) + " : " + c.egress_ip.str());
-    sources.push_back(hex(c.mark) + " . " + c.egress_ip.str());
-    egress_ips.insert(c.egress_ip.str());
-  }
+  Elements elements;
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots) elements.add(c, slot);
 
   std::string clamp;
-  if (tunnel_mtu != 0)  // a full segment and its 50 bytes of tunnel have to fit into one packet of the uplink
+  if (tunnel_mtu != 0)  // a full segment and its tunnel have to fit into one packet of the uplink
     for (const char* direction : {"iifname", "oifname"})
-      clamp += std::string("    ") + direction +
-               " \"DEVICE\" tcp flags & (syn | rst) == syn tcp option maxseg size set " +
-               std::to_string(tunnel_mtu - kIpTcpHeaders) + "\n";
+      for (const auto& [family, headers] : {std::pair("ipv4", kIpTcpHeaders), std::pair("ipv6", kIp6TcpHeaders)})
+        clamp += std::string("    ") + direction + " \"DEVICE\" meta nfproto " + family +
+                 " tcp flags & (syn | rst) == syn tcp option maxseg size set " + std::to_string(tunnel_mtu - headers) +
+                 "\n";
   const std::uint32_t mask = plan.mark_mask;
   return replace_all(replace_all(kRuleset, {{"CLAMP", clamp}}), {{"APPROVED", hex(~pending_mark(mask))},
                                                                  {"BYPASS", hex(bypass_mark(mask))},
@@ -180,9 +228,8 @@ std::string nft_ruleset(const Plan& plan, unsigned tunnel_mtu) {
                                                                  {"PORT", std::to_string(plan.tunnel_port)},
                                                                  {"REPLY", hex(reply_mark(mask))},
                                                                  {"RETURN", hex(return_mark(mask))}}) +
-         add_elements("snat4", snat) + add_elements("sources4", sources) +
-         add_elements("egress4", {egress_ips.begin(), egress_ips.end()}) +
-         add_elements("nodes4", prefixes_of_family(plan.senders, true)) +
+         elements.text() + add_elements("nodes4", prefixes_of_family(plan.senders, true)) +
+         add_elements("nodes6", prefixes_of_family(plan.senders, false)) +
          add_elements("never4", prefixes_of_family(plan.never_steered, true)) +
          add_elements("never6", prefixes_of_family(plan.never_steered, false));
 }

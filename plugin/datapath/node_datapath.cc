@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
+#include <span>
 #include <vector>
 
 #include "cni/codes.h"
@@ -18,11 +18,13 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
+#include "datapath/expedite.h"
 #include "datapath/flows.h"
 #include "datapath/integrity.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/plan_maps.h"
 #include "datapath/pod_datapath.h"
 #include "datapath/programs.h"
 #include "datapath/rulesets.h"
@@ -33,165 +35,167 @@
 namespace egressclass {
 namespace {
 
-struct BytesLess {
-  template <class T>
-  bool operator()(const T& a, const T& b) const {
-    return std::memcmp(&a, &b, sizeof(T)) < 0;
-  }
-};
+/// The marks of a class's egress IPs here.
+std::map<Ip, std::uint32_t> slots_of(const ec_class& entry) {
+  std::map<Ip, std::uint32_t> slots;
+  for (const ec_slots* family : {&entry.slots4, &entry.slots6})
+    for (const ec_slot& slot : std::span(family->slot).first(std::min<std::size_t>(family->count, EC_MAX_SLOTS)))
+      slots[from_ec(slot.ip)] = slot.mark;
+  return slots;
+}
 
-template <class Key, class Value>
-using Entries = std::map<Key, Value, BytesLess>;
-
-/// Sets what differs, then deletes what is not wanted.
-template <class Key, class Value>
-Status make_equal(const BpfMap<Key, Value>& map, const Entries<Key, Value>& wanted) {
-  for (const auto& [key, value] : wanted) {
-    auto present = map.find(key);
-    if (!present) return present.error();
-    if (*present && std::memcmp(&**present, &value, sizeof(value)) == 0) continue;
-    if (auto set = map.set(key, value); !set) return set;
+/// What a mark means: a class, by its VNI.
+std::map<std::uint32_t, std::uint32_t> meanings(const Plan& plan) {
+  std::map<std::uint32_t, std::uint32_t> vni_of;
+  for (const PlannedClass& c : plan.classes) {
+    vni_of[c.mark] = c.vni;
+    for (const PlannedSlot& slot : c.slots) vni_of[slot.mark] = c.vni;
   }
-  auto keys = map.keys();
-  if (!keys) return keys.error();
-  for (const Key& key : *keys)
-    if (!wanted.contains(key))
-      if (auto erased = map.erase(key); !erased) return erased;
+  return vni_of;
+}
+
+Status end_all_flows(const std::set<std::uint32_t>& marks, const Plan& plan) {
+  for (const std::uint32_t mark : marks)
+    if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
   return Ok{};
 }
 
-/// Gateways that are watched already keep what is known of them.
-Status write_gateways(const Plan& plan) {
-  auto map = open_gateways_map();
-  if (!map) return map.error();
-  Entries<ec_ip, ec_gateway> wanted;
-  for (const PlannedClass& c : plan.classes) {
-    if (c.local) continue;
-    auto present = map->find(to_ec(c.gateway));
-    if (!present) return present.error();
-    wanted[to_ec(c.gateway)] = present->value_or(ec_gateway{});
-  }
-  return make_equal(*map, wanted);
-}
-
-Status write_classes(const Plan& plan, const std::map<std::string, std::uint32_t>& rulesets) {
-  Entries<__u32, ec_class> classes;
-  Entries<__u32, __u32> vnis;
-  for (const PlannedClass& c : plan.classes) {
-    ec_class entry{};
-    entry.vni = c.vni;
-    entry.mark = c.mark;
-    entry.ruleset = rulesets.at(c.name);
-    entry.path = c.local ? EC_PATH_LOCAL : EC_PATH_TUNNEL;
-    entry.gateway = to_ec(c.gateway);
-    classes[c.id] = entry;
-    vnis[c.vni] = c.id;
-  }
-  auto classes_map = open_classes_map();
-  if (!classes_map) return classes_map.error();
-  auto vnis_map = open_vnis_map();
-  if (!vnis_map) return vnis_map.error();
-  if (auto done = make_equal(*classes_map, classes); !done) return done;
-  return make_equal(*vnis_map, vnis);
-}
-
-/// Before a mark gets a new meaning in nft, ids that mean another class, or none any more, lead nowhere: their packets
-/// are dropped (class_removed, unknown_class), not sent with the new class's egress IP. Counters start anew with the
-/// meaning.
+/// Before a mark gets a new meaning in nft, classes that are no more, or one of whose marks means another class, lead
+/// nowhere: their packets are dropped (class_removed, unknown_class), not sent with another class's egress IP. Counters
+/// start anew with the meaning.
 Status retire_classes(const Plan& plan) {
-  std::map<__u32, __u32> wanted;  // id -> VNI
-  for (const PlannedClass& c : plan.classes) wanted[c.id] = c.vni;
-  const auto means_another = [&](__u32 id, __u32 vni) {
-    const auto found = wanted.find(id);
-    return found == wanted.end() || found->second != vni;
+  const auto vni_of = meanings(plan);
+  const auto means = [&](std::uint32_t mark, std::uint32_t vni, bool nothing_will_do) {
+    const auto found = vni_of.find(mark);
+    return found == vni_of.end() ? nothing_will_do : found->second == vni;
   };
   auto vnis = open_vnis_map();
   if (!vnis) return vnis.error();
-  auto known_vnis = vnis->keys();
-  if (!known_vnis) return known_vnis.error();
-  for (const __u32 vni : *known_vnis) {
-    auto id = vnis->find(vni);
-    if (!id) return id.error();
-    if (*id && means_another(**id, vni))
-      if (auto erased = vnis->erase(vni); !erased) return erased;
-  }
   auto classes = open_classes_map();
   if (!classes) return classes.error();
-  auto known_ids = classes->keys();
-  if (!known_ids) return known_ids.error();
-  for (const __u32 id : *known_ids) {
-    auto entry = classes->find(id);
-    if (!entry) return entry.error();
-    if (!*entry || !means_another(id, (*entry)->vni)) continue;
+  auto present = classes->entries();
+  if (!present) return present.error();
+  for (const auto& present_class : *present) {
+    const __u32 id = present_class.first;
+    const ec_class& entry = present_class.second;
+    const auto slots = slots_of(entry);
+    const bool stays = means(entry.mark, entry.vni, false) && std::ranges::all_of(slots, [&](const auto& slot) {
+                         return means(slot.second, entry.vni, true);
+                       });
+    if (stays) continue;
+    if (auto erased = vnis->erase(entry.vni); !erased) return erased;
     if (auto erased = classes->erase(id); !erased) return erased;
     if (auto erased = erase_counters(id); !erased) return erased;
-    if (auto ended = end_flows((*entry)->mark, return_mark(plan.mark_mask)); !ended) return ended;
+    std::set<std::uint32_t> marks = {entry.mark};
+    for (const auto& [ip, mark] : slots) marks.insert(mark);
+    if (auto ended = end_all_flows(marks, plan); !ended) return ended;
   }
   return Ok{};
 }
 
-/// Once nft translates to the new egress IP: flows with the old one would be dropped for as long as they try.
-Status end_flows_of_moved_classes(const Plan& plan) {
-  auto previous = read_applied();
-  if (!previous || !*previous) return Ok{};
+/// Marks of flows that are to end because of what becomes of a class's egress IPs here.
+struct EndingMarks {
+  std::set<std::uint32_t> gone;  ///< the egress IP is no more: nft would drop them for as long as they try
+  std::set<std::uint32_t> cut;   ///< "onChange": "cut": all of a class whose egress IPs change
+};
+
+/// By what is in the map of classes still.
+Result<EndingMarks> find_ending_marks(const Plan& plan) {
+  EndingMarks ending;
+  auto classes = open_classes_map();
+  if (!classes) return classes.error();
+  auto entries = classes->entries();
+  if (!entries) return entries.error();
+  std::map<std::uint32_t, const ec_class*> by_id;
+  for (const auto& [id, entry] : *entries) by_id[id] = &entry;
   for (const PlannedClass& c : plan.classes) {
-    const ClassConfig* before = (*previous)->selection.find(c.name);
-    if (before != nullptr && before->egress_ip != c.egress_ip)
-      if (auto ended = end_flows(c.mark, return_mark(plan.mark_mask)); !ended) return ended;
+    const auto found = by_id.find(c.id);
+    if (found == by_id.end()) continue;
+    std::map<Ip, std::uint32_t> wanted;
+    for (const PlannedSlot& slot : c.slots) wanted[slot.ip] = slot.mark;
+    const auto present = slots_of(*found->second);
+    if (present == wanted) continue;
+    for (const auto& [ip, mark] : present) {
+      const auto kept = wanted.find(ip);
+      if (kept == wanted.end() || kept->second != mark) ending.gone.insert(mark);
+      if (!c.keep_flows) ending.cut.insert(mark);
+    }
   }
-  return Ok{};
+  return ending;
 }
 
-Status write_node(const Plan& plan, const Tunnel& tunnel) {
-  ec_node node{};
-  node.layout = EC_LAYOUT;
-  node.applied = 1;
-  node.tunnel_ifindex = static_cast<__u32>(tunnel.ifindex);
-  node.underlay = plan.underlay.is_v4() ? plan.underlay.v4() : 0;
-  node.mark_mask = plan.mark_mask;
-  node.return_mark = return_mark(plan.mark_mask);
-  node.reply_mark = reply_mark(plan.mark_mask);
-  node.probe_mark = probe_mark(plan.mark_mask);
-  node.pending_mark = pending_mark(plan.mark_mask);
-  node.bypass_mark = bypass_mark(plan.mark_mask);
-  auto map = open_node_map();
-  if (!map) return map.error();
-  return map->set(0, node);
+Status forward_on(const std::string& interface, bool v4, SystemChanges& changes) {
+  return v4 ? changes.set_sysctl("net/ipv4/conf/" + interface + "/forwarding", "1") : changes.forward_ipv6();
 }
 
 /// Egress IPs, and forwarding on the interfaces that replies to them come in by.
 Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
-  std::map<Ip, int> new_ones;
-  for (const PlannedClass& c : plan.classes) {
-    if (!c.local) continue;
-    auto link = netlink.link(c.egress_ifindex);
-    if (!link) return link.error();
-    if (!*link) return make_error("the interface for an egress IP is gone", c.egress_ip.str());
-    const std::string forwarding = "net/ipv4/conf/" + (*link)->name + "/forwarding";
-    if (auto set = changes.set_sysctl(forwarding, "1"); !set) return set;
-    auto placed = changes.place_address(netlink, c.egress_ifindex, c.egress_ip);
-    if (!placed) return placed.error();
-    if (*placed) new_ones[c.egress_ip] = c.egress_ifindex;
-  }
-  return announce_addresses(netlink, new_ones);
+  std::map<Ip, int> wanted;
+  std::set<std::pair<int, bool>> forwarding;  // ifindex, IPv4
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots) {
+      wanted[slot.ip] = slot.ifindex;
+      if (!forwarding.emplace(slot.ifindex, slot.ip.is_v4()).second) continue;
+      auto link = netlink.link(slot.ifindex);
+      if (!link) return link.error();
+      if (!*link) return make_error("the interface for an egress IP is gone", slot.ip.str());
+      if (auto forwards = forward_on((*link)->name, slot.ip.is_v4(), changes); !forwards) return forwards;
+    }
+  if (auto placed = changes.place_addresses(netlink, wanted); !placed) return placed;
+  // Those too that have been here: another gateway, from which one came, may have announced it later than we did.
+  return announce_addresses(netlink, wanted);
 }
 
 std::set<Ip> local_egress_ips(const Plan& plan) {
   std::set<Ip> ips;
   for (const PlannedClass& c : plan.classes)
-    if (c.local) ips.insert(c.egress_ip);
+    for (const PlannedSlot& slot : c.slots) ips.insert(slot.ip);
   return ips;
 }
 
+/// By ifindex; they are no pods'.
+constexpr const char* kNextHopPins = "/sys/fs/bpf/egressclass/links/nexthop-";
+
+std::string nexthop_pin(int ifindex) { return kNextHopPins + std::to_string(ifindex); }
+
+std::vector<std::string> nexthop_pins() {
+  std::vector<std::string> pins;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec))
+    if (std::string pin = entry.path(); pin.starts_with(kNextHopPins)) pins.push_back(std::move(pin));
+  return pins;
+}
+
+/// nexthop_in on the interfaces by which replies of next hops come, and on no other any more. Without forwarding there
+/// the kernel would not say whether a next hop is its neighbour (bpf_fib_lookup).
+Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& programs, SystemChanges& changes) {
+  std::set<std::string> wanted;
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedHop& hop : c.hops) {
+      if (hop.path != Path::kNextHop) continue;
+      auto link = netlink.link(hop.ifindex);
+      if (!link) return link.error();
+      if (!*link) return make_error("the interface towards a next hop is gone", hop.address.str());
+      if (auto forwards = forward_on((*link)->name, hop.v4, changes); !forwards) return forwards;
+      const std::string pin = nexthop_pin(hop.ifindex);
+      if (!wanted.insert(pin).second) continue;
+      if (auto done = attach_link(programs.nexthop_in.get(), hop.ifindex, Hook::kIngress, pin); !done) return done;
+    }
+  for (const std::string& pin : nexthop_pins())
+    if (!wanted.contains(pin))
+      if (auto removed = remove_link(pin); !removed) return removed;
+  return Ok{};
+}
+
 /// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
-Status note_attached(NodeFacts& facts) {
+Status note_attached(const std::vector<Attachment>& attachments, NodeFacts& facts) {
   if (auto map = open_attachments_map()) {
     auto ifindexes = map->keys();
     if (!ifindexes) return ifindexes.error();
     for (const __u32 ifindex : *ifindexes)
       if (auto entry = map->find(ifindex); entry && *entry) facts.attached[(*entry)->class_id] = "?";
   }
-  for (const Attachment& attachment : list_attachments()) {
+  for (const Attachment& attachment : attachments) {
     facts.attached[attachment.class_id] = attachment.class_name;
     for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
   }
@@ -203,13 +207,21 @@ bool is_alive(const Netlink& netlink, const Attachment& attachment) {
   return link && *link && (*link)->name == attachment.host_veth && (*link)->mac == attachment.host_mac;
 }
 
-/// A pod that lost its classifier, or an entry, gets it back.
-Status repair_pods(const Netlink& netlink) {
-  for (const Attachment& attachment : list_attachments())
-    if (is_alive(netlink, attachment) && !check_pod(attachment))
-      if (auto attached = attach_pod(attachment); !attached && attached.error().code != codes::kCheckFailed)
-        return attached;
-  return Ok{};
+/// A running pod for which another class is chosen now gets that, its record first. One that lost its classifier, or an
+/// entry, gets what it should have.
+Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& plan,
+                                           const std::vector<Attachment>& attachments) {
+  std::vector<Reclassed> changed;
+  for (const Attachment& attachment : attachments) {
+    const Attachment wanted = reclassed(plan.applied, attachment);
+    if (wanted != attachment)
+      if (auto saved = save_attachment(wanted); !saved) return saved.error();
+    if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
+    if (!is_alive(netlink, wanted) || check_pod(wanted)) continue;
+    if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
+      return attached.error();
+  }
+  return changed;
 }
 
 /// How many interfaces have a classifier of ours, whether or not there is a record for it.
@@ -218,7 +230,7 @@ std::size_t classified_interfaces() {
   std::error_code ec;
   for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec)) {
     const std::string pin = entry.path();
-    if (pin == kTunnelInPin || pin == kTunnelOutPin) continue;
+    if (pin == kTunnelInPin || pin == kTunnelOutPin || pin.starts_with(kNextHopPins)) continue;
     auto link = read_link(pin);
     count += !link || (*link && (*link)->ifindex != 0) ? 1 : 0;
   }
@@ -227,26 +239,51 @@ std::size_t classified_interfaces() {
 
 }  // namespace
 
-Result<NodeFacts> gather_facts() {
+Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   NodeFacts facts;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   auto addresses = netlink->addresses();
   if (!addresses) return addresses.error();
-  for (const InterfaceAddress& a : *addresses) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
+  auto tunnel = netlink->link(paths::kTunnelDevice);
+  if (!tunnel) return tunnel.error();
+  for (const InterfaceAddress& a : *addresses)
+    if (!*tunnel || a.ifindex != (*tunnel)->ifindex) facts.addresses.push_back({a.ifindex, a.ip, a.prefix_length});
   const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
   for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
     facts.interfaces[i->if_name] = static_cast<int>(i->if_index);
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  if (auto noted = note_attached(facts); !noted) return noted.error();
+  if (auto noted = note_attached(attachments, facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
   return facts;
 }
 
-Status realize(const Plan& plan, const Programs& programs) {
+Result<RulesetChange> fit(const Plan& plan) {
+  auto gateways_map = open_gateways_map();
+  if (!gateways_map) return gateways_map.error();
+  auto watched = gateways_map->keys();
+  if (!watched) return watched.error();
+  std::set<Ip> gateways;
+  for (const ec_ip& address : *watched) gateways.insert(from_ec(address));
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedHop& hop : c.hops)
+      if (hop.path != Path::kLocal) gateways.insert(hop.address);
+  if (plan.classes.size() > EC_MAX_CLASSES)
+    return make_error("too many classes", "the map `classes` holds " + std::to_string(EC_MAX_CLASSES) + ", these are " +
+                                              std::to_string(plan.classes.size()));
+  if (gateways.size() > EC_MAX_GATEWAYS)
+    return make_error("too many gateways", "the map `gateways` holds " + std::to_string(EC_MAX_GATEWAYS) +
+                                               "; the old ones and the new ones are " +
+                                               std::to_string(gateways.size()));
+  return RulesetChange::prepare(plan);
+}
+
+Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& programs, RulesetChange rulesets,
+                                       const std::vector<Attachment>& attachments) {
+  const Expedite expedite;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   auto changes = SystemChanges::load();
@@ -259,26 +296,34 @@ Status realize(const Plan& plan, const Programs& programs) {
     if (!ensured) return ensured.error();
     tunnel = *ensured;
   }
-  if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed;
-  if (auto retired = retire_classes(plan); !retired) return retired;
-  if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied;
-  if (auto ended = end_flows_of_moved_classes(plan); !ended) return ended;
-  if (auto written = write_gateways(plan); !written) return written;
-  auto rulesets = write_rulesets(plan);
-  if (!rulesets) return rulesets.error();
-  if (auto written = write_classes(plan, *rulesets); !written) return written;
-  if (auto written = write_node(plan, tunnel); !written) return written;
+  if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed.error();
+  if (auto retired = retire_classes(plan); !retired) return retired.error();
+  if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied.error();
+  auto ending = find_ending_marks(plan);
+  if (!ending) return ending.error();
+  if (auto ended = end_all_flows(ending->gone, plan); !ended) return ended.error();
+  if (auto written = write_gateways(plan); !written) return written.error();
+  if (auto written = rulesets.write(); !written) return written.error();
+  if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched.error();
+  if (auto written = write_classes(plan, rulesets.numbers()); !written) return written.error();
+  if (auto ended = end_all_flows(ending->cut, plan); !ended)
+    return ended.error();  // not before: packets would open them again
+  if (auto written = write_node(plan, tunnel); !written) return written.error();
 
-  if (auto repaired = repair_pods(*netlink); !repaired) return repaired;
+  auto settled = settle_pods(*netlink, plan, attachments);
+  if (!settled) return settled.error();
 
   // Then what nothing leads to any more.
-  if (auto removed = remove_unused_rulesets(*rulesets); !removed) return removed;
+  if (auto removed = rulesets.remove_unused(); !removed) return removed.error();
   if (plan.classes.empty())
-    if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed;
-  if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed) return removed;
-  if (auto noted = note_integrity(); !noted) return noted;
-  if (auto kept = write_file_atomic(paths::kLastClasses, plan.applied.to_json()); !kept) return kept;
-  return write_file_atomic(paths::kAppliedClasses, plan.applied.to_json());
+    if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed.error();
+  if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed)
+    return removed.error();
+  if (auto noted = note_integrity(rulesets.entries()); !noted) return noted.error();
+  const std::string applied = plan.applied.to_json();
+  if (auto kept = write_file_atomic(paths::kLastClasses, applied); !kept) return kept.error();
+  if (auto written = write_file_atomic(paths::kAppliedClasses, applied); !written) return written.error();
+  return settled;
 }
 
 Result<std::size_t> tear_down() {
@@ -299,6 +344,8 @@ Result<std::size_t> tear_down() {
   std::filesystem::remove(paths::kAppliedConfig);
 
   if (auto removed = remove_tunnel(*netlink, mark_mask); !removed) return removed.error();
+  for (const std::string& pin : nexthop_pins())
+    if (auto removed = remove_link(pin); !removed) return removed.error();
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   if (auto removed = changes->remove_addresses_except(*netlink, {}); !removed) return removed.error();

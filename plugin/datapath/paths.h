@@ -11,6 +11,7 @@ inline constexpr const char* kAppliedConfig = "/run/egressclass/config.json";   
 inline constexpr const char* kAppliedClasses = "/run/egressclass/classes.json";  // what the plugin reads of it
 inline constexpr const char* kSystemChanges = "/run/egressclass/system.json";    // what `down` has to put back
 inline constexpr const char* kIntegrity = "/run/egressclass/integrity.json";     // by integrity.h
+inline constexpr const char* kPrograms = "/run/egressclass/programs";            // what is pinned, by programs.h
 inline constexpr const char* kExpedited = "/run/egressclass/expedited";          // by expedite.h
 inline constexpr const char* kAttachments = "/run/egressclass/attachments";
 

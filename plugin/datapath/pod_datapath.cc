@@ -197,7 +197,7 @@ Status check_pod(const Attachment& attachment) {
   auto link = read_link(link_pin(attachment));
   if (!link) return link.error();
   if (!*link) return check_error(attachment, "the pin of the classifier's link is missing");
-  if ((*link)->ifindex != attachment.host_ifindex) return check_error(attachment, "the host veth is gone");
+  if ((*link)->ifindex != attachment.host_ifindex) return check_error(attachment, "the classifier was detached");
   auto expected = program_id(classifier->get());
   if (!expected) return expected.error();
   if ((*link)->program_id != *expected) return check_error(attachment, "another program sits in the classifier's link");

@@ -11,10 +11,14 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <functional>
+#include <set>
+#include <string_view>
 
 #include "datapath/bpf_link.h"
 #include "datapath/maps.h"
 #include "util/c_handle.h"
+#include "util/file.h"
 
 // Generated; needs the libbpf headers above it.
 #include "egressclass.skel.h"
@@ -62,7 +66,7 @@ Result<Skeleton> load() {
   }
   if (const int err = egressclass_bpf__load(skeleton.get()); err != 0)
     return system_error("the kernel refused the BPF programs", "egressclass.bpf.o", -err,
-                        "needed: kernel 6.6 or newer with BTF and nf_conntrack; libbpf says: " + libbpf_said);
+                        "needed: kernel 6.6 or newer with BTF, nf_conntrack and nf_nat; libbpf says: " + libbpf_said);
   return skeleton;
 }
 
@@ -75,16 +79,63 @@ bool same_program(int a, int b) {
          std::equal(std::begin(first.tag), std::end(first.tag), std::begin(second.tag));
 }
 
-/// The pinned program, replaced by `program` unless the two are the same.
-Result<Fd> pin_program(const bpf_program* program) {
+/// The pinned program is replaced by `program`, unless the two are the same.
+Status pin_program(const bpf_program* program) {
   const std::string pin = std::string(paths::kProgramPins) + "/" + bpf_program__name(program);
-  Fd pinned(bpf_obj_get(pin.c_str()));
-  if (pinned && same_program(pinned.get(), bpf_program__fd(program))) return pinned;
+  const Fd pinned(bpf_obj_get(pin.c_str()));
+  if (pinned && same_program(pinned.get(), bpf_program__fd(program))) return Ok{};
   if (pinned && ::unlink(pin.c_str()) != 0) return system_error("cannot replace the pin", pin, errno);
   if (bpf_obj_pin(bpf_program__fd(program), pin.c_str()) != 0) return system_error("cannot pin program", pin, errno);
-  Fd now(bpf_obj_get(pin.c_str()));
-  if (!now) return system_error("cannot open the pinned program", pin, errno);
-  return now;
+  return Ok{};
+}
+
+template <class Info>
+std::uint32_t id_of(const std::string& pin, std::uint32_t Info::*id) {
+  const Fd fd(bpf_obj_get(pin.c_str()));
+  Info info{};
+  __u32 size = sizeof(info);
+  return fd && bpf_obj_get_info_by_fd(fd.get(), &info, &size) == 0 ? info.*id : 0;
+}
+
+/// Which build was loaded, and the kernel's numbers of all that is pinned.
+std::string describe_pinned() {
+  std::size_t size = 0;
+  const void* object = egressclass_bpf__elf_bytes(&size);
+  const auto build = std::hash<std::string_view>()({static_cast<const char*>(object), size});
+  std::set<std::string> lines;
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kMapPins, ec))
+    lines.insert(entry.path().string() + " " + std::to_string(id_of(entry.path(), &bpf_map_info::id)));
+  for (const auto& entry : std::filesystem::directory_iterator(paths::kProgramPins, ec))
+    lines.insert(entry.path().string() + " " + std::to_string(id_of(entry.path(), &bpf_prog_info::id)));
+  std::string text = std::to_string(build) + "\n";
+  for (const std::string& line : lines) text += line + "\n";
+  return text;
+}
+
+/// Verifying programs takes most of the time that an apply of a small change has, so it is done when there is a reason.
+bool is_pinned_already() {
+  constexpr std::size_t kMaxBytes = 64U << 10U;
+  auto noted = read_file(paths::kPrograms, kMaxBytes);
+  return noted && *noted && **noted == describe_pinned();
+}
+
+Status load_and_pin() {
+  std::error_code ec;
+  std::filesystem::remove(paths::kPrograms, ec);
+  auto skeleton = load();
+  if (!skeleton) return skeleton.error();
+  const auto& progs = (*skeleton)->progs;
+  for (const bpf_program* program : {progs.classify, progs.tunnel_in, progs.tunnel_out, progs.nexthop_in})
+    if (auto pinned = pin_program(program); !pinned) return pinned;
+  return write_file_atomic(paths::kPrograms, describe_pinned(), 0600);
+}
+
+Result<Fd> open_program(const std::string& name) {
+  const std::string pin = std::string(paths::kProgramPins) + "/" + name;
+  Fd program(bpf_obj_get(pin.c_str()));
+  if (!program) return system_error("cannot open the pinned program", pin, errno);
+  return program;
 }
 
 }  // namespace
@@ -110,30 +161,34 @@ Status refuse_other_layout() {
 Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
   if (auto made = make_pin_folders(); !made) return made.error();
   if (auto same = refuse_other_layout(); !same) return same.error();
-  auto skeleton = load();
-  if (!skeleton) return skeleton.error();
-
-  const auto& progs = (*skeleton)->progs;
-  auto classify = pin_program(progs.classify);
+  if (!is_pinned_already())
+    if (auto pinned = load_and_pin(); !pinned) return pinned.error();
+  auto classify = open_program("classify");
   if (!classify) return classify.error();
-  auto tunnel_in = pin_program(progs.tunnel_in);
+  auto tunnel_in = open_program("tunnel_in");
   if (!tunnel_in) return tunnel_in.error();
-  auto tunnel_out = pin_program(progs.tunnel_out);
+  auto tunnel_out = open_program("tunnel_out");
   if (!tunnel_out) return tunnel_out.error();
+  auto nexthop_in = open_program("nexthop_in");
+  if (!nexthop_in) return nexthop_in.error();
 
+  const auto classifier = program_id(classify->get());
+  if (!classifier) return classifier.error();
   for (const Attachment& attachment : attachments) {
     const std::string pin = std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex);
     auto link = read_link(pin);
     if (!link) return link.error();
     if (!*link || (*link)->ifindex != attachment.host_ifindex) continue;  // its veth is gone; DEL will follow
+    if ((*link)->program_id == *classifier) continue;
     if (auto done = attach_link(classify->get(), attachment.host_ifindex, Hook::kIngress, pin); !done)
       return done.error();
   }
-  return Programs{std::move(*classify), std::move(*tunnel_in), std::move(*tunnel_out)};
+  return Programs{std::move(*classify), std::move(*tunnel_in), std::move(*tunnel_out), std::move(*nexthop_in)};
 }
 
 Status remove_pins() {
   std::error_code ec;
+  std::filesystem::remove(paths::kPrograms, ec);
   std::filesystem::remove_all(paths::kPins, ec);
   if (ec && ec != std::errc::no_such_file_or_directory)
     return system_error("cannot remove the pins", paths::kPins, ec.value());

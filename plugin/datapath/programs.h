@@ -16,6 +16,7 @@ struct Programs {
   Fd classify;
   Fd tunnel_in;
   Fd tunnel_out;
+  Fd nexthop_in;
 };
 
 /// Loads what is not pinned yet. Pinned maps are kept with their content (refused when of another layout), pinned

@@ -1,112 +1,139 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/rulesets.h"
 
-#include <set>
-
 #include "datapath/maps.h"
 
 namespace egressclass {
-namespace {
 
-using Rules = BpfMap<ec_rule_key, __u32>;
-using Ruleset = std::map<Prefix, __u32>;  // prefix -> enum ec_verdict
-
-ec_rule_key rule_key(std::uint32_t ruleset, const Prefix& prefix) {
+ec_rule_key RulesetChange::key_of(std::uint32_t number, const Prefix& prefix) {
   return ec_rule_key{
-      .prefixlen = 32 + prefix.length, .tree = EC_TREE(ruleset, prefix.ip.is_v4() ? 1U : 0U), .ip = to_ec(prefix.ip)};
+      .prefixlen = 32 + prefix.length, .tree = EC_TREE(number, prefix.ip.is_v4() ? 1U : 0U), .ip = to_ec(prefix.ip)};
 }
 
-Result<std::map<std::uint32_t, Ruleset>> read_all_rulesets(const Rules& rules) {
-  std::map<std::uint32_t, Ruleset> found;
-  auto keys = rules.keys();
-  if (!keys) return keys.error();
-  for (const ec_rule_key& key : *keys) {
-    auto verdict = rules.find(key);
-    if (!verdict) return verdict.error();
-    if (*verdict) found[key.tree >> 1U][Prefix{from_ec(key.ip), key.prefixlen - 32}] = **verdict;
-  }
-  return found;
+Status RulesetChange::read() {
+  auto entries = rules_.entries();
+  if (!entries) return entries.error();
+  for (const auto& [key, rule] : *entries)
+    present_[key.tree >> 1U][Prefix{from_ec(key.ip), key.prefixlen - 32}] = Rule{rule.verdict, rule.port_set};
+  return Ok{};
 }
 
-Ruleset wanted_ruleset(const PlannedClass& c) {
+Result<RulesetChange::Ruleset> RulesetChange::wanted_by(const PlannedClass& c) {
   Ruleset wanted;
-  for (const Prefix& prefix : c.destinations) wanted[prefix] = EC_STEER;
-  for (const Prefix& prefix : c.except) wanted[prefix] = EC_BYPASS;
+  for (const Destination& destination : c.destinations) {
+    auto port_set = ports_.number_of(destination.ports);
+    if (!port_set) return port_set.error();
+    wanted[destination.prefix] = {EC_STEER, *port_set};
+  }
+  for (const Prefix& prefix : c.except) wanted[prefix] = {EC_BYPASS};
   return wanted;
 }
 
-Status write_ruleset(const Rules& rules, std::uint32_t id, const Ruleset& wanted) {
-  for (const auto& [prefix, verdict] : wanted)
-    if (auto set = rules.set(rule_key(id, prefix), verdict); !set) return set;
-  return Ok{};
-}
-
-/// These two have fixed numbers, so they change in place: first what comes, then what goes.
-Status change_in_place(const Rules& rules, std::uint32_t id, const Ruleset& present, const std::set<Prefix>& prefixes) {
-  Ruleset wanted;
-  for (const Prefix& prefix : prefixes) wanted[prefix] = EC_BYPASS;
-  if (auto written = write_ruleset(rules, id, wanted); !written) return written;
-  for (const auto& [prefix, verdict] : present)
-    if (!wanted.contains(prefix))
-      if (auto erased = rules.erase(rule_key(id, prefix)); !erased) return erased;
-  return Ok{};
-}
-
-}  // namespace
-
-Result<std::map<std::string, std::uint32_t>> write_rulesets(const Plan& plan) {
-  auto rules = open_rules_map();
-  if (!rules) return rules.error();
-  auto present = read_all_rulesets(*rules);
-  if (!present) return present.error();
-
-  // The ruleset that a class has now; kept if its prefixes are still the wanted ones.
-  auto classes = open_classes_map();
+/// The ruleset that a class has now is kept if its rules are still the wanted ones.
+Status RulesetChange::choose_numbers(const Plan& plan) {
+  auto map = open_classes_map();
+  if (!map) return map.error();
+  auto classes = map->entries();
   if (!classes) return classes.error();
-  std::map<std::string, std::uint32_t> ids;
-  std::map<std::uint32_t, Ruleset> new_ones;
-  std::size_t total = plan.never_steered.size() + plan.senders.size();
-  for (const auto& [id, ruleset] : *present) total += ruleset.size();
+  std::map<std::uint32_t, std::pair<std::uint32_t, std::uint32_t>> has;  // class id -> its VNI, its ruleset
+  for (const auto& [id, entry] : *classes) has[id] = {entry.vni, entry.ruleset};
   std::uint32_t next = EC_RULESET_FIRST;
   for (const PlannedClass& c : plan.classes) {
-    const Ruleset wanted = wanted_ruleset(c);
-    auto entry = classes->find(c.id);
-    if (!entry) return entry.error();
-    if (*entry && (*entry)->vni == c.vni)
-      if (const auto old = present->find((*entry)->ruleset); old != present->end() && old->second == wanted) {
-        ids[c.name] = old->first;
+    auto wanted = wanted_by(c);
+    if (!wanted) return wanted.error();
+    if (const auto entry = has.find(c.id); entry != has.end() && entry->second.first == c.vni)
+      if (const auto old = present_.find(entry->second.second); old != present_.end() && old->second == *wanted) {
+        numbers_[c.name] = old->first;
         continue;
       }
-    while (present->contains(next) || new_ones.contains(next)) ++next;
-    ids[c.name] = next;
-    total += wanted.size();
-    new_ones[next] = wanted;
+    while (present_.contains(next) || coming_.contains(next)) ++next;
+    numbers_[c.name] = next;
+    coming_[next] = std::move(*wanted);
   }
-  if (total > EC_MAX_RULES)
-    return make_error("too many prefixes", "the map `rules` holds " + std::to_string(EC_MAX_RULES) +
-                                               ", this change needs " + std::to_string(total) +
-                                               " for the moment of the change; nothing was changed");
-
-  if (auto done = change_in_place(*rules, EC_RULESET_NEVER, (*present)[EC_RULESET_NEVER], plan.never_steered); !done)
-    return done.error();
-  if (auto done = change_in_place(*rules, EC_RULESET_SENDERS, (*present)[EC_RULESET_SENDERS], plan.senders); !done)
-    return done.error();
-  for (const auto& [id, wanted] : new_ones)
-    if (auto written = write_ruleset(*rules, id, wanted); !written) return written.error();
-  return ids;
+  return Ok{};
 }
 
-Status remove_unused_rulesets(const std::map<std::string, std::uint32_t>& used) {
+Result<RulesetChange> RulesetChange::prepare(const Plan& plan) {
   auto rules = open_rules_map();
   if (!rules) return rules.error();
-  std::set<std::uint32_t> keep = {EC_RULESET_NEVER, EC_RULESET_SENDERS};
-  for (const auto& [name, id] : used) keep.insert(id);
-  auto keys = rules->keys();
-  if (!keys) return keys.error();
-  for (const ec_rule_key& key : *keys)
-    if (!keep.contains(key.tree >> 1U))
-      if (auto erased = rules->erase(key); !erased) return erased;
+  auto ports = PortSets::load();
+  if (!ports) return ports.error();
+  RulesetChange change(std::move(*rules), std::move(*ports));
+  change.never_ = plan.never_steered;
+  change.senders_ = plan.senders;
+  if (auto read = change.read(); !read) return read.error();
+  if (auto chosen = change.choose_numbers(plan); !chosen) return chosen.error();
+
+  std::size_t total = plan.never_steered.size() + plan.senders.size();
+  for (const auto* rulesets : {&change.present_, &change.coming_})
+    for (const auto& [number, ruleset] : *rulesets) total += ruleset.size();
+  if (total > EC_MAX_RULES)
+    return make_error("too many prefixes", "the map `rules` holds " + std::to_string(EC_MAX_RULES) +
+                                               "; the old prefixes and the new ones are " + std::to_string(total));
+  return change;
+}
+
+Status RulesetChange::set_all(std::uint32_t number, const Ruleset& wanted) const {
+  for (const auto& [prefix, rule] : wanted)
+    if (auto set = rules_.set(key_of(number, prefix), {rule.verdict, rule.port_set}); !set) return set;
   return Ok{};
+}
+
+/// For rulesets with fixed numbers: first what comes, then what goes.
+Status RulesetChange::change_in_place(std::uint32_t number, const std::set<Prefix>& prefixes) const {
+  const Ruleset none;
+  const auto found = present_.find(number);
+  const Ruleset& present = found == present_.end() ? none : found->second;
+  for (const Prefix& prefix : prefixes)
+    if (const auto rule = present.find(prefix); rule == present.end() || rule->second != Rule{EC_BYPASS, 0})
+      if (auto set = rules_.set(key_of(number, prefix), {EC_BYPASS, 0}); !set) return set;
+  for (const auto& [prefix, rule] : present)
+    if (!prefixes.contains(prefix))
+      if (auto erased = rules_.erase(key_of(number, prefix)); !erased) return erased;
+  return Ok{};
+}
+
+Status RulesetChange::write() {
+  if (auto written = ports_.write(); !written) return written;
+  if (auto done = change_in_place(EC_RULESET_NEVER, never_); !done) return done;
+  if (auto done = change_in_place(EC_RULESET_SENDERS, senders_); !done) return done;
+  for (const auto& [number, wanted] : coming_)
+    if (auto written = set_all(number, wanted); !written) return written;
+  return Ok{};
+}
+
+std::set<std::uint32_t> RulesetChange::used_numbers() const {
+  std::set<std::uint32_t> used;
+  for (const auto& [name, number] : numbers_) used.insert(number);
+  return used;
+}
+
+Status RulesetChange::remove_unused() const {
+  std::set<std::uint32_t> keep = used_numbers();
+  keep.insert({EC_RULESET_NEVER, EC_RULESET_SENDERS});
+  std::set<std::uint32_t> port_sets;
+  for (const auto* rulesets : {&present_, &coming_})
+    for (const auto& [number, ruleset] : *rulesets)
+      for (const auto& [prefix, rule] : ruleset)
+        if (keep.contains(number))
+          port_sets.insert(rule.port_set);
+        else if (auto erased = rules_.erase(key_of(number, prefix)); !erased)
+          return erased;
+  return ports_.remove_unused(port_sets);
+}
+
+std::vector<std::pair<ec_rule_key, ec_rule>> RulesetChange::entries() const {
+  std::vector<std::pair<ec_rule_key, ec_rule>> entries;
+  for (const auto& [number, prefixes] :
+       {std::pair(EC_RULESET_NEVER, &never_), std::pair(EC_RULESET_SENDERS, &senders_)})
+    for (const Prefix& prefix : *prefixes) entries.push_back({key_of(number, prefix), {EC_BYPASS, 0}});
+  const std::set<std::uint32_t> used = used_numbers();
+  for (const auto* rulesets : {&present_, &coming_})
+    for (const auto& [number, ruleset] : *rulesets)
+      if (used.contains(number))
+        for (const auto& [prefix, rule] : ruleset)
+          entries.push_back({key_of(number, prefix), {rule.verdict, rule.port_set}});
+  return entries;
 }
 
 }  // namespace egressclass

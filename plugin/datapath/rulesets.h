@@ -5,18 +5,57 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/plan.h"
+#include "datapath/port_sets.h"
 #include "util/result.h"
 
 namespace egressclass {
 
-/// Writes what is not there yet, and what is never steered. Returns the ruleset of each class by name.
-/// Refuses before it writes when the map has not enough room.
-Result<std::map<std::string, std::uint32_t>> write_rulesets(const Plan& plan);
+class RulesetChange {
+ public:
+  /// What is to be written for `plan`. Reads only. An error when the maps have not enough room for it beside what is
+  /// there.
+  static Result<RulesetChange> prepare(const Plan& plan);
 
-/// Deletes all rulesets of classes but `used`.
-Status remove_unused_rulesets(const std::map<std::string, std::uint32_t>& used);
+  /// Writes what is not there yet, and what is never steered.
+  Status write();
+  /// Then, when no class refers to the others any more: deletes all rulesets of classes but numbers().
+  Status remove_unused() const;
+  /// All that is in the map then.
+  std::vector<std::pair<ec_rule_key, ec_rule>> entries() const;
+  /// The ruleset of each class by name.
+  const std::map<std::string, std::uint32_t>& numbers() const { return numbers_; }
+
+ private:
+  struct Rule {
+    __u32 verdict = 0;   // enum ec_verdict
+    __u32 port_set = 0;  // EC_STEER
+    bool operator==(const Rule&) const = default;
+  };
+  using Rules = BpfMap<ec_rule_key, ec_rule>;
+  using Ruleset = std::map<Prefix, Rule>;
+
+  RulesetChange(Rules rules, PortSets ports) : rules_(std::move(rules)), ports_(std::move(ports)) {}
+  std::set<std::uint32_t> used_numbers() const;
+  static ec_rule_key key_of(std::uint32_t number, const Prefix& prefix);
+  Status read();
+  Result<Ruleset> wanted_by(const PlannedClass& c);
+  Status choose_numbers(const Plan& plan);
+  Status set_all(std::uint32_t number, const Ruleset& wanted) const;
+  Status change_in_place(std::uint32_t number, const std::set<Prefix>& prefixes) const;
+
+  Rules rules_;
+  PortSets ports_;
+  std::map<std::uint32_t, Ruleset> present_;
+  std::map<std::uint32_t, Ruleset> coming_;
+  std::set<Prefix> never_;
+  std::set<Prefix> senders_;
+  std::map<std::string, std::uint32_t> numbers_;
+};
 
 }  // namespace egressclass

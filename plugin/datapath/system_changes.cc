@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 
@@ -61,9 +60,9 @@ Result<SystemChanges> SystemChanges::load() {
 }
 
 Status SystemChanges::save() const {
-  Json json = {{"sysctls", Json::object()}, {"addresses", Json::object()}};
-  for (const auto& [name, value] : sysctls_) json["sysctls"][name] = value;
-  for (const auto& [ip, ifindex] : addresses_) json["addresses"][ip.str()] = ifindex;
+  std::map<std::string, int> addresses;
+  for (const auto& [ip, ifindex] : addresses_) addresses[ip.str()] = ifindex;
+  const Json json = {{"sysctls", sysctls_}, {"addresses", addresses}};
   return write_file_atomic(paths::kSystemChanges, dump_json(json) + "\n", 0600);
 }
 
@@ -76,21 +75,44 @@ Status SystemChanges::set_sysctl(const std::string& name, const std::string& val
   return write_sysctl(name, value);
 }
 
-Result<bool> SystemChanges::place_address(const Netlink& netlink, int ifindex, const Ip& ip) {
-  auto present = netlink.addresses();
-  if (!present) return present.error();
-  const auto found = std::ranges::find(*present, ip, &InterfaceAddress::ip);
-  if (found != present->end() && (found->ifindex == ifindex || !addresses_.contains(ip))) return false;
-  if (found != present->end())  // ours, on another interface than wanted
-    if (auto moved = netlink.delete_address(found->ifindex, ip); !moved) return moved.error();
+Status SystemChanges::forward_ipv6() {
+  const std::string conf = "net/ipv6/conf/";
+  auto forwarding = read_sysctl(conf + "all/forwarding");
+  if (!forwarding) return forwarding.error();
+  if (*forwarding == "1") return Ok{};
+  // A router takes no notice of advertisements, unless it is told to (Documentation/networking/ip-sysctl: accept_ra).
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(sysctl_path(conf), ec)) {
+    const std::string name = conf + entry.path().filename().string() + "/accept_ra";
+    if (auto accepts = read_sysctl(name); accepts && *accepts == "1")
+      if (auto set = set_sysctl(name, "2"); !set) return set;
+  }
+  return set_sysctl(conf + "all/forwarding", "1");
+}
 
-  addresses_[ip] = ifindex;
-  if (auto saved = save(); !saved) return saved.error();
-  if (auto added = netlink.add_address(ifindex, ip); !added) return added.error();
-  return true;
+Status SystemChanges::place_addresses(const Netlink& netlink, const std::map<Ip, int>& wanted) {
+  auto listed = netlink.addresses();
+  if (!listed) return listed.error();
+  std::map<Ip, int> present;
+  for (const InterfaceAddress& address : *listed) present.try_emplace(address.ip, address.ifindex);
+
+  std::map<Ip, int> coming;
+  for (const auto& [ip, ifindex] : wanted) {
+    const auto found = present.find(ip);
+    if (found != present.end() && (found->second == ifindex || !addresses_.contains(ip))) continue;
+    if (found != present.end())  // ours, on another interface than wanted
+      if (auto moved = netlink.delete_address(found->second, ip); !moved) return moved;
+    coming[ip] = addresses_[ip] = ifindex;
+  }
+  if (coming.empty()) return Ok{};
+  if (auto saved = save(); !saved) return saved;
+  for (const auto& [ip, ifindex] : coming)
+    if (auto added = netlink.add_address(ifindex, ip); !added) return added;
+  return Ok{};
 }
 
 Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted) {
+  const std::size_t before = addresses_.size();
   for (auto it = addresses_.begin(); it != addresses_.end();) {
     if (wanted.contains(it->first)) {
       ++it;
@@ -99,7 +121,7 @@ Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std:
     if (auto deleted = netlink.delete_address(it->second, it->first); !deleted) return deleted;
     it = addresses_.erase(it);
   }
-  return save();
+  return addresses_.size() == before ? Ok{} : save();
 }
 
 Status SystemChanges::restore_sysctls() {
@@ -107,7 +129,8 @@ Status SystemChanges::restore_sysctls() {
   auto router = read_sysctl("net/ipv4/conf/all/forwarding");
   const bool keep_forwarding = router && *router == "1";
   for (const auto& [name, value] : sysctls_)
-    if (std::filesystem::exists(sysctl_path(name)) && !(keep_forwarding && name.ends_with("/forwarding")))
+    if (std::filesystem::exists(sysctl_path(name)) &&
+        !(keep_forwarding && name.starts_with("net/ipv4/") && name.ends_with("/forwarding")))
       if (auto written = write_sysctl(name, value); !written) return written;
   sysctls_.clear();
   return save();

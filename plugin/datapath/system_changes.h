@@ -22,8 +22,11 @@ class SystemChanges {
 
   /// `name` as in "net/ipv4/conf/eth0/forwarding". Unchanged when it has `value` already.
   Status set_sysctl(const std::string& name, const std::string& value);
-  /// Puts the address on the interface; whether it is new there. One that somebody else put there stays theirs.
-  Result<bool> place_address(const Netlink& netlink, int ifindex, const Ip& ip);
+  /// IPv6 has one switch for all interfaces. Those that take their default route from router advertisements keep doing
+  /// so.
+  Status forward_ipv6();
+  /// Puts the addresses on interfaces, by ifindex. One that somebody else put on an interface stays theirs.
+  Status place_addresses(const Netlink& netlink, const std::map<Ip, int>& wanted);
   /// Removes our addresses but those in `wanted`.
   Status remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted);
   /// Puts the sysctls back. An interface that is gone needs nothing.

@@ -11,9 +11,11 @@
 #include <netlink/route/route.h>
 #include <netlink/route/rule.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string>
+#include <vector>
 
 #include "core/mark.h"
 #include "datapath/bpf_link.h"
@@ -27,20 +29,23 @@ using LinkHandle = CHandle<rtnl_link, rtnl_link_put>;
 using RuleHandle = CHandle<rtnl_rule, rtnl_rule_put>;
 using RouteHandle = CHandle<rtnl_route, rtnl_route_put>;
 
-constexpr unsigned kVxlanBytes = 50;  // outer Ethernet, IPv4, UDP, VXLAN
+constexpr unsigned kVxlanBytes = 50;   // IPv4, UDP, VXLAN, inner Ethernet
+constexpr unsigned kVxlan6Bytes = 70;  // the same with IPv6
 constexpr std::uint32_t kTable = 8479;
 constexpr std::uint32_t kRulePriority = 84;  // before the rules of cloud CNIs for pod addresses (AWS: 512)
 constexpr std::uint32_t kLastMetric = 0xffffffff;
 constexpr const char* kDevice = paths::kTunnelDevice;
 
-/// The MAC by which the programs know a node's egress0; see tunnel_mac() in bpf/egressclass.bpf.c.
-Mac tunnel_mac(const Ip& underlay) {
-  return {0x02, 0xec, underlay.bytes[12], underlay.bytes[13], underlay.bytes[14], underlay.bytes[15]};
-}
+/// The source address of a tunneled packet begins with 02:ed: it is never that of the device which receives it, and
+/// which would refuse its own. See tunnel_macs() in bpf/tunnel.h.
+constexpr Mac kDeviceMac = {0x02, 0xec, 0, 0, 0, 1};
+
+/// IPv4 dummy address (RFC 7600): reverse path filtering, also the loose kind, refuses all that comes by a device
+/// without an address.
+constexpr const char* kDummyAddress = "192.0.0.8";
 
 bool is_ours(const Link& link) {
-  const Mac prefix = tunnel_mac({});
-  return link.kind == "vxlan" && link.mac[0] == prefix[0] && link.mac[1] == prefix[1];
+  return link.kind == "vxlan" && link.mac[0] == kDeviceMac[0] && link.mac[1] == kDeviceMac[1];
 }
 
 Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& plan) {
@@ -53,8 +58,7 @@ Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& 
   const LinkHandle owner(raw);
   std::uint32_t port = 0;
   rtnl_link_vxlan_get_port(raw, &port);
-  return rtnl_link_vxlan_get_collect_metadata(raw) == 1 && port == plan.tunnel_port &&
-         link.mac == tunnel_mac(plan.underlay);
+  return rtnl_link_vxlan_get_collect_metadata(raw) == 1 && port == plan.tunnel_port;
 }
 
 Status create_device(const Netlink& netlink, const Plan& plan, unsigned mtu) {
@@ -65,8 +69,7 @@ Status create_device(const Netlink& netlink, const Plan& plan, unsigned mtu) {
   rtnl_link_vxlan_set_learning(link.get(), 0);
   rtnl_link_set_mtu(link.get(), mtu);
   rtnl_link_set_flags(link.get(), IFF_NOARP);  // the programs write the MAC addresses
-  const Mac mac = tunnel_mac(plan.underlay);
-  CHandle<nl_addr, nl_addr_put> address(nl_addr_build(AF_LLC, mac.data(), mac.size()));
+  CHandle<nl_addr, nl_addr_put> address(nl_addr_build(AF_LLC, kDeviceMac.data(), kDeviceMac.size()));
   rtnl_link_set_addr(link.get(), address.get());
   if (const int err = rtnl_link_add(netlink.socket(), link.get(), NLM_F_CREATE | NLM_F_EXCL); err < 0)
     return netlink_error("cannot create the tunnel device", kDevice, err);
@@ -84,6 +87,8 @@ Status set_device_up(const Netlink& netlink, int ifindex, const Plan& plan) {
   return error;
 }
 
+bool has_ipv6() { return static_cast<bool>(read_sysctl("net/ipv6/conf/all/forwarding")); }
+
 Status set_device_sysctls() {
   const std::string ipv4 = std::string("net/ipv4/conf/") + kDevice + "/";
   auto all = read_sysctl("net/ipv4/conf/all/rp_filter");
@@ -92,17 +97,19 @@ Status set_device_sysctls() {
   // over 1.
   if (auto set = write_sysctl(ipv4 + "rp_filter", *all == "0" ? "0" : "2"); !set) return set;
   if (auto set = write_sysctl(ipv4 + "forwarding", "1"); !set) return set;
-  const std::string ipv6 = std::string("net/ipv6/conf/") + kDevice + "/disable_ipv6";
-  if (!read_sysctl(ipv6)) return Ok{};  // a kernel without IPv6
-  return write_sysctl(ipv6, "1");       // keeps router solicitations out of the tunnel
+  if (!has_ipv6()) return Ok{};
+  // Packets are routed there; but the device itself has nothing to say.
+  const std::string ipv6 = std::string("net/ipv6/conf/") + kDevice + "/";
+  if (auto set = write_sysctl(ipv6 + "addr_gen_mode", "1"); !set) return set;
+  return write_sysctl(ipv6 + "disable_ipv6", "0");
 }
 
 /// Marks that are routed to egress0: replies on their way back, and what nft has not seen (tunnel_out drops it).
 /// Local programs may use the pending bit for their own ends: for them, the rules in between are skipped.
-std::array<RuleHandle, 4> rules(std::uint32_t mark_mask) {
-  const auto a_rule = [](std::uint32_t priority, std::uint8_t action, std::uint32_t mark, std::uint32_t mask) {
+std::array<RuleHandle, 4> rules(int family, std::uint32_t mark_mask) {
+  const auto a_rule = [family](std::uint32_t priority, std::uint8_t action, std::uint32_t mark, std::uint32_t mask) {
     RuleHandle rule(rtnl_rule_alloc());
-    rtnl_rule_set_family(rule.get(), AF_INET);
+    rtnl_rule_set_family(rule.get(), family);
     rtnl_rule_set_prio(rule.get(), priority);
     rtnl_rule_set_action(rule.get(), action);
     if (mask != 0) rtnl_rule_set_mark(rule.get(), mark);
@@ -119,12 +126,12 @@ std::array<RuleHandle, 4> rules(std::uint32_t mark_mask) {
           a_rule(kRulePriority, FR_ACT_TO_TBL, pending, pending)};
 }
 
-RouteHandle default_route(std::uint8_t type, std::uint32_t metric) {
+RouteHandle default_route(int family, std::uint8_t type, std::uint32_t metric) {
   RouteHandle route(rtnl_route_alloc());
-  CHandle<nl_addr, nl_addr_put> anywhere(nl_addr_alloc(4));
-  nl_addr_set_family(anywhere.get(), AF_INET);
+  CHandle<nl_addr, nl_addr_put> anywhere(nl_addr_alloc(family == AF_INET ? 4 : 16));
+  nl_addr_set_family(anywhere.get(), family);
   nl_addr_set_prefixlen(anywhere.get(), 0);
-  rtnl_route_set_family(route.get(), AF_INET);
+  rtnl_route_set_family(route.get(), static_cast<std::uint8_t>(family));
   rtnl_route_set_dst(route.get(), anywhere.get());
   rtnl_route_set_table(route.get(), kTable);
   rtnl_route_set_type(route.get(), type);
@@ -133,26 +140,52 @@ RouteHandle default_route(std::uint8_t type, std::uint32_t metric) {
 }
 
 /// Without egress0 the table must not be empty: the next rules would send the packets anywhere.
-RouteHandle last_route() { return default_route(RTN_BLACKHOLE, kLastMetric); }
+RouteHandle last_route(int family) { return default_route(family, RTN_BLACKHOLE, kLastMetric); }
 
-Status ensure_return_route(const Netlink& netlink, std::uint32_t mark_mask, int ifindex) {
-  const RouteHandle route = default_route(RTN_UNICAST, 0);
-  rtnl_route_set_scope(route.get(), RT_SCOPE_LINK);
+bool is_absent(int err) { return err == -NLE_OBJ_NOTFOUND || err == -NLE_NOADDR; }
+
+/// Those that the kernel has.
+std::vector<int> families() { return has_ipv6() ? std::vector{AF_INET, AF_INET6} : std::vector{AF_INET}; }
+
+Status ensure_return_route(const Netlink& netlink, int family, std::uint32_t mark_mask, int ifindex) {
+  const RouteHandle last = last_route(family);
+  const RouteHandle route = default_route(family, RTN_UNICAST, 1);
+  rtnl_route_set_scope(route.get(), family == AF_INET ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE);
   rtnl_nexthop* hop = rtnl_route_nh_alloc();
   rtnl_route_nh_set_ifindex(hop, ifindex);
   rtnl_route_add_nexthop(route.get(), hop);
-  const RouteHandle last = last_route();
   for (rtnl_route* wanted : {last.get(), route.get()})
     if (const int err = rtnl_route_add(netlink.socket(), wanted, NLM_F_CREATE | NLM_F_REPLACE); err < 0)
       return netlink_error("cannot add a route to egress0", "table " + std::to_string(kTable), err);
-  for (const RuleHandle& rule : rules(mark_mask))
+  for (const RuleHandle& rule : rules(family, mark_mask))
     if (const int err = rtnl_rule_add(netlink.socket(), rule.get(), NLM_F_CREATE | NLM_F_EXCL);
         err < 0 && err != -NLE_EXIST)
       return netlink_error("cannot add a rule for egress0", "priority " + std::to_string(kRulePriority), err);
   return Ok{};
 }
 
-bool is_absent(int err) { return err == -NLE_OBJ_NOTFOUND || err == -NLE_NOADDR; }
+Status remove_return_route(const Netlink& netlink, int family, std::uint32_t mark_mask) {
+  for (const RuleHandle& rule : rules(family, mark_mask))
+    if (const int err = rtnl_rule_delete(netlink.socket(), rule.get(), 0); err < 0 && !is_absent(err))
+      return netlink_error("cannot remove a rule for egress0", "priority " + std::to_string(kRulePriority), err);
+  const RouteHandle last = last_route(family);
+  if (const int err = rtnl_route_delete(netlink.socket(), last.get(), 0); err < 0 && !is_absent(err))
+    return netlink_error("cannot remove a route to egress0", "table " + std::to_string(kTable), err);
+  return Ok{};
+}
+
+/// What fits into the tunnel: the uplinks' MTU without the outer headers.
+Result<unsigned> tunnel_mtu(const Netlink& netlink, const Plan& plan) {
+  unsigned mtu = UINT16_MAX;
+  for (const auto& underlay : {plan.underlay4, plan.underlay6}) {
+    if (!underlay) continue;
+    auto link = netlink.link(underlay->ifindex);
+    if (!link) return link.error();
+    if (!*link) return make_error("the uplink is gone", "ifindex " + std::to_string(underlay->ifindex));
+    mtu = std::min(mtu, (*link)->mtu - (underlay->ip.is_v4() ? kVxlanBytes : kVxlan6Bytes));
+  }
+  return mtu;
+}
 
 }  // namespace
 
@@ -160,23 +193,21 @@ const char* const kTunnelInPin = "/sys/fs/bpf/egressclass/links/egress0-in";
 const char* const kTunnelOutPin = "/sys/fs/bpf/egressclass/links/egress0-out";
 
 Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Programs& programs) {
-  auto underlay = netlink.link(plan.underlay_ifindex);
-  if (!underlay) return underlay.error();
-  if (!*underlay) return make_error("the uplink is gone", "ifindex " + std::to_string(plan.underlay_ifindex));
-  const unsigned mtu = (*underlay)->mtu - kVxlanBytes;
+  auto mtu = tunnel_mtu(netlink, plan);
+  if (!mtu) return mtu.error();
 
   auto link = netlink.link(kDevice);
   if (!link) return link.error();
   if (*link) {
     auto good = is_as_wanted(netlink, **link, plan);
     if (!good) return good.error();
-    if (!*good || (*link)->mtu != mtu) {
+    if (!*good || (*link)->mtu != *mtu) {
       if (auto deleted = netlink.delete_link((*link)->ifindex); !deleted) return deleted.error();
       *link = std::nullopt;
     }
   }
   if (!*link) {
-    if (auto created = create_device(netlink, plan, mtu); !created) return created.error();
+    if (auto created = create_device(netlink, plan, *mtu); !created) return created.error();
     link = netlink.link(kDevice);
     if (!link) return link.error();
     if (!*link) return make_error("the tunnel device vanished", kDevice);
@@ -184,23 +215,22 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
 
   const int ifindex = (*link)->ifindex;
   if (auto set = set_device_sysctls(); !set) return set.error();
+  if (auto added = netlink.add_address(ifindex, *Ip::parse(kDummyAddress), AddressScope::kHost); !added)
+    return added.error();
   // Programs before traffic: without tunnel_in a packet of any sender would be routed.
   if (auto done = attach_link(programs.tunnel_in.get(), ifindex, Hook::kIngress, kTunnelInPin); !done)
     return done.error();
   if (auto done = attach_link(programs.tunnel_out.get(), ifindex, Hook::kEgress, kTunnelOutPin); !done)
     return done.error();
   if (auto up = set_device_up(netlink, ifindex, plan); !up) return up.error();
-  if (auto routed = ensure_return_route(netlink, plan.mark_mask, ifindex); !routed) return routed.error();
-  return Tunnel{ifindex, mtu};
+  for (const int family : families())
+    if (auto routed = ensure_return_route(netlink, family, plan.mark_mask, ifindex); !routed) return routed.error();
+  return Tunnel{ifindex, *mtu};
 }
 
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
-  for (const RuleHandle& rule : rules(mark_mask))
-    if (const int err = rtnl_rule_delete(netlink.socket(), rule.get(), 0); err < 0 && !is_absent(err))
-      return netlink_error("cannot remove a rule for egress0", "priority " + std::to_string(kRulePriority), err);
-  const RouteHandle last = last_route();
-  if (const int err = rtnl_route_delete(netlink.socket(), last.get(), 0); err < 0 && !is_absent(err))
-    return netlink_error("cannot remove a route to egress0", "table " + std::to_string(kTable), err);
+  for (const int family : families())
+    if (auto removed = remove_return_route(netlink, family, mark_mask); !removed) return removed;
   auto link = netlink.link(kDevice);
   if (!link) return link.error();
   if (*link && is_ours(**link))  // its route goes with it
@@ -210,14 +240,18 @@ Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
   return Ok{};
 }
 
-bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex) {
+namespace {
+
+bool routes_exist(const Netlink& netlink, int family, std::uint32_t mark_mask, int tunnel_ifindex) {
   nl_cache* raw = nullptr;
-  if (rtnl_rule_alloc_cache(netlink.socket(), AF_INET, &raw) < 0) return false;
+  if (rtnl_rule_alloc_cache(netlink.socket(), family, &raw) < 0) return false;
   const CHandle<nl_cache, nl_cache_free> present_rules(raw);
+  const auto wanted_rules = rules(family, mark_mask);
   std::size_t rules_found = 0;
   for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
     auto* rule = reinterpret_cast<rtnl_rule*>(o);
-    for (const RuleHandle& wanted : rules(mark_mask))
+    if (rtnl_rule_get_family(rule) != family) continue;  // libnl lists those of all
+    for (const RuleHandle& wanted : wanted_rules)
       rules_found += rtnl_rule_get_prio(rule) == rtnl_rule_get_prio(wanted.get()) &&
                              rtnl_rule_get_action(rule) == rtnl_rule_get_action(wanted.get()) &&
                              rtnl_rule_get_mark(rule) == rtnl_rule_get_mark(wanted.get()) &&
@@ -225,7 +259,7 @@ bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_if
                          ? 1
                          : 0;
   }
-  if (rtnl_route_alloc_cache(netlink.socket(), AF_INET, 0, &raw) < 0) return false;
+  if (rtnl_route_alloc_cache(netlink.socket(), family, 0, &raw) < 0) return false;
   const CHandle<nl_cache, nl_cache_free> routes(raw);
   bool route_found = false;
   for (nl_object* o = nl_cache_get_first(raw); o != nullptr; o = nl_cache_get_next(o)) {
@@ -233,7 +267,14 @@ bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_if
     if (rtnl_route_get_table(route) != kTable || rtnl_route_get_nnexthops(route) == 0) continue;
     route_found |= rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(route, 0)) == tunnel_ifindex;
   }
-  return rules_found == rules(mark_mask).size() && route_found;
+  return rules_found == wanted_rules.size() && route_found;
+}
+
+}  // namespace
+
+bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex) {
+  return std::ranges::all_of(families(),
+                             [&](int family) { return routes_exist(netlink, family, mark_mask, tunnel_ifindex); });
 }
 
 }  // namespace egressclass

@@ -12,6 +12,10 @@
 namespace egressclass {
 namespace {
 
+// The members of an object that has no more are searched one by one, and are stored without growing: their keys are
+// const, so a list that grows copies them, deeply, instead of moving them.
+constexpr std::size_t kUsualMembers = 8;
+
 // Builds the document from nlohmann's events. The library's own builder bounds no nesting, hides duplicate
 // keys, and searches the whole object at every new key, so that a large hostile object would take minutes.
 class Builder {
@@ -31,7 +35,7 @@ class Builder {
   bool number_float(Json::number_float_t value, const std::string& /*text*/) { return add(value); }
   bool string(std::string& value) { return add(std::move(value)); }
   bool binary(Json::binary_t& /*value*/) { return false; }
-  bool start_object(std::size_t /*size*/) { return open(Json::object()); }
+  bool start_object(std::size_t /*size*/);
   bool start_array(std::size_t /*size*/) { return open(Json::array()); }
   bool end_object() { return close(); }
   bool end_array() { return close(); }
@@ -41,7 +45,7 @@ class Builder {
  private:
   struct Level {
     Json* container;                                    // stays where it is while it is open: only its own end grows
-    std::unordered_map<std::string, std::size_t> keys;  // of an object: where each one is
+    std::unordered_map<std::string, std::size_t> keys;  // of an object with many: where each one is
     std::size_t current = 0;                            // of an object: the member whose value comes next
   };
 
@@ -83,6 +87,12 @@ bool Builder::open(Json container) {
   return true;
 }
 
+bool Builder::start_object(std::size_t /*size*/) {
+  Json object = Json::object();
+  members(object).reserve(kUsualMembers);
+  return open(std::move(object));
+}
+
 bool Builder::close() {
   levels_.pop_back();
   return true;
@@ -91,9 +101,17 @@ bool Builder::close() {
 bool Builder::key(std::string& name) {
   Level& level = levels_.back();
   auto& list = members(*level.container);
-  const auto [entry, is_new] = level.keys.try_emplace(name, list.size());
-  level.current = entry->second;
-  if (is_new)
+  const std::size_t next = list.size();
+  level.current = next;
+  if (next < kUsualMembers) {
+    level.current =
+        static_cast<std::size_t>(std::ranges::find(list, name, &Json::object_t::value_type::first) - list.begin());
+  } else {
+    if (level.keys.empty())
+      for (std::size_t i = 0; i < next; ++i) level.keys.try_emplace(list[i].first, i);
+    level.current = level.keys.try_emplace(name, next).first->second;
+  }
+  if (level.current == next)
     list.emplace_back(name, nullptr);
   else if (duplicates_ != nullptr)
     duplicates_->push_back(path_of(name));

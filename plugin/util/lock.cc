@@ -20,11 +20,12 @@ using Clock = std::chrono::steady_clock;
 /// flock() with a deadline. The file may have been removed meanwhile (`egressctl down`): a lock on it is worth nothing.
 Result<Fd> lock_file(const char* path, int operation, Clock::time_point deadline) {
   using namespace std::chrono_literals;
-  for (;;) {
+  constexpr int kTries = 100;
+  for (int missing = 0;;) {
     if (::mkdir(paths::kRunDir, 0755) != 0 && errno != EEXIST)
       return system_error("cannot make the state folder", paths::kRunDir, errno);
     Fd fd(::open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    if (!fd && errno == ENOENT) continue;  // removed between the two calls
+    if (!fd && errno == ENOENT && ++missing < kTries) continue;  // removed between the two calls
     if (!fd) return system_error("cannot open the node's lock", path, errno);
     while (::flock(fd.get(), operation | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK && errno != EINTR) return system_error("cannot lock", path, errno);

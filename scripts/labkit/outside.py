@@ -22,6 +22,7 @@ class Seen(NamedTuple):
     dport: int
     source: str
     sport: int
+    asked: str      # the address of outside that it came to
 
 
 class Outside(Host):
@@ -45,7 +46,7 @@ class Outside(Host):
     def seen(self, since: float = 0) -> list[Seen]:
         """Everybody the server has seen (since a time.time()), in order."""
         lines = (line.split() for line in self.path(LOG).read_text().splitlines() if not line.startswith("#"))
-        entries = [Seen(float(t), proto, int(dport), source, int(sport)) for t, proto, dport, source, sport in lines]
+        entries = [Seen(float(t), proto, int(dport), source, int(sport), asked) for t, proto, dport, source, sport, asked in lines]
         return [entry for entry in entries if entry.time >= since]
 
     def connect(self, address: str, port: int, send: str = "", timeout: float = 5) -> str:

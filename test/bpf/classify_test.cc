@@ -18,6 +18,8 @@ constexpr std::uint8_t kEcho = 8;
 constexpr std::uint8_t kTimeExceeded = 11;
 constexpr std::uint8_t kPacketTooBig6 = 2;
 constexpr std::uint8_t kEcho6 = 128;
+constexpr std::uint8_t kSctpInit = 1;
+constexpr std::uint8_t kSctpInitAck = 2;
 constexpr std::uint8_t kNeighbourSolicitation6 = 135;
 
 struct Case {
@@ -34,15 +36,6 @@ struct Case {
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.claim << ", given" << c.packet; }
-
-bool is_v6(const std::string& address) { return address.find(':') != std::string::npos; }
-
-// To another MAC address than the host veth's: that of a bridge, for example.
-Packet pod_sends(const char* dst) { return Packet().from(kPodMac).to(kForeignMac).ip(is_v6(dst) ? kPod6 : kPod, dst); }
-
-Packet local_pod_sends(const char* dst) {
-  return Packet().from(kLocalPodMac).to(kForeignMac).ip(is_v6(dst) ? kLocalPod6 : kLocalPod, dst);
-}
 
 // The flows that conntrack knows: another opened one to the pod, to its address or to a port of the node, or the pod
 // opened it itself.
@@ -65,15 +58,13 @@ Packet request() { return Packet().ip(kOutside, kPod); }  // what the pod has go
 
 class ClassifyTest : public DatapathTest {
  protected:
-  Outcome from_pod(const Packet& packet, std::uint32_t mark = 0) {
-    return node_.run(Program::kClassify, packet.bytes(), node_.ifindex("pod0"), mark);
-  }
+  Outcome from_pod(const Packet& packet, std::uint32_t mark = 0) { return node_.classify(packet, "pod0", mark); }
 };
 
 /// To the tunnel goes what the other end takes; the host's own stack gets what is marked; the rest is untouched.
 Bytes as_it_goes_on(const Case& c) {
   Packet packet = c.packet;
-  if (c.action == Action::kRedirect) return packet.from(tunnel_mac(kUnderlay)).to(tunnel_mac(kGateway)).bytes();
+  if (c.action == Action::kRedirect) return in_tunnel(packet, kUnderlay, kGateway).bytes();
   const ec_event counted = c.counted.value_or(EC_BYPASSED);
   if (counted == EC_REPLIED || counted == EC_STEERED_LOCAL)
     packet.to(std::string(c.device) == "pod0" ? kPodHostMac : kLocalPodHostMac);
@@ -414,14 +405,14 @@ INSTANTIATE_TEST_SUITE_P(
              .action = Action::kDrop,
              .class_id = kLocalClass,
              .counted = EC_DROP_FAMILY},
-        Case{.claim = "IPv6 that no rule matches is dropped",
+        Case{.claim = "IPv6 that no rule matches bypasses",
              .given =
                  [](Node& node) {
                    node.erase("rules", ec_rule_key{.prefixlen = 32, .tree = EC_TREE(kTunnelRules, 0U), .ip = {}});
                  },
              .packet = pod_sends(kOutside6).udp(1, 2),
-             .action = Action::kDrop,
-             .counted = EC_DROP_FAMILY},
+             .action = Action::kNext,
+             .counted = EC_BYPASSED},
         Case{.claim = "IPv6 to an except prefix bypasses",
              .packet = pod_sends("fd12::7").udp(1, 2),
              .action = Action::kNext,
@@ -509,6 +500,14 @@ Case steered(const char* claim, std::vector<std::string> tracked, const Packet& 
           .mark_after = mark_of(kTunnelClass)};
 }
 
+/// A packet that ends too early.
+Case is_no_ip(const char* claim, const Packet& packet) {
+  return {.claim = claim, .packet = packet, .action = Action::kDrop, .counted = EC_DROP_NOT_IP};
+}
+
+/// An SCTP packet between the ports 80 and 5555: the common header, and one chunk's.
+Bytes sctp(std::uint8_t chunk) { return {0, 80, 0x15, 0xb3, 0, 0, 0, 1, 0, 0, 0, 0, chunk, 0, 0, 4}; }
+
 INSTANTIATE_TEST_SUITE_P(
     Replies, Classify,
     ::testing::Values(
@@ -533,19 +532,20 @@ INSTANTIATE_TEST_SUITE_P(
         steered("a flow to another address is another", {inbound("udp")}, pod_sends("198.51.100.8").udp(80, 5555)),
         steered("a flow to another pod is another", {inbound("udp", kLocalPod)}, pod_sends(kOutside).udp(80, 5555)),
         steered("a protocol without ports is steered", {inbound("udp")},
-                pod_sends(kOutside).protocol(IPPROTO_SCTP).payload(Bytes{0, 80, 0x15, 0xb3, 0, 0, 0, 0})),
+                pod_sends(kOutside).protocol(IPPROTO_GRE).payload(Bytes{0, 80, 0x15, 0xb3, 0, 0, 0, 0})),
+        steered("SCTP that opens is steered", {}, pod_sends(kOutside).protocol(IPPROTO_SCTP).payload(sctp(kSctpInit))),
+        replied("SCTP that does not open, and of which nothing is known, answers", {},
+                pod_sends(kOutside).protocol(IPPROTO_SCTP).payload(sctp(kSctpInitAck))),
         replied("ports are found behind IP options", {inbound("udp")},
                 pod_sends(kOutside).ip_header_words(8).udp(80, 5555)),
         replied("TCP flags are found behind the most IP options", {inbound("tcp")},
                 pod_sends(kOutside).ip_header_words(15).tcp(80, 5555)),
         steered("SYN is found behind IP options", {inbound("tcp")},
                 pod_sends(kOutside).ip_header_words(8).tcp(80, 5555, kSyn)),
-        steered("a TCP header without flags answers nothing", {inbound("tcp")},
-                pod_sends(kOutside).tcp(80, 5555).cut(14 + 20 + 13)),
+        is_no_ip("a TCP header without flags is none", pod_sends(kOutside).tcp(80, 5555).cut(14 + 20 + 13)),
         replied("a TCP header that ends with its flags answers", {inbound("tcp")},
                 pod_sends(kOutside).tcp(80, 5555).cut(14 + 20 + 14)),
-        steered("a UDP header without ports answers nothing", {inbound("udp")},
-                pod_sends(kOutside).udp(80, 5555).cut(14 + 20 + 3)),
+        is_no_ip("a UDP header without ports is none", pod_sends(kOutside).udp(80, 5555).cut(14 + 20 + 3)),
         Case{.claim = "a reply needs no gateway that answers",
              .given = [](Node& node) { node.erase("gateways", ec(kGateway)); },
              .tracked = {inbound("tcp")},
@@ -598,12 +598,14 @@ INSTANTIATE_TEST_SUITE_P(
                 pod_sends(kOutside).icmp(kUnreachable, 3).about(Packet().ip(kPod, kOutside).udp(80, 5555))),
         steered("an error about less than the ports is steered", {inbound("udp")},
                 pod_sends(kOutside).icmp(kUnreachable, 3).about(request().udp(5555, 80).cut(14 + 20 + 3))),
-        steered("an error about a packet with IP options is steered, options that look like ports or not",
-                {inbound("udp"), flow("udp", kOutside, 0x0101, kPod, 0x0101)},
+        replied("an error about a packet with IP options answers", {inbound("udp")},
+                pod_sends(kOutside).icmp(kUnreachable, 3).about(request().ip_header_words(6).udp(5555, 80))),
+        steered("an error about a packet with IP options that look like ports is steered",
+                {flow("udp", kOutside, 0x0101, kPod, 0x0101)},
                 pod_sends(kOutside).icmp(kUnreachable, 3).about(request().ip_header_words(6).udp(5555, 80))),
         steered("an error about another protocol is steered", {inbound("udp")},
                 pod_sends(kOutside).icmp(kUnreachable, 2).about(request().protocol(IPPROTO_SCTP).payload(8))),
-        steered("a cut ICMP header answers nothing", {}, pod_sends(kOutside).icmp(kEchoReply).cut(14 + 20 + 7))),
+        is_no_ip("a cut ICMP header is none", pod_sends(kOutside).icmp(kEchoReply).cut(14 + 20 + 7))),
     claim_as_name<Case>);
 
 Packet first_fragment(const char* dst, std::uint16_t id) {
@@ -680,7 +682,11 @@ class Flows : public ClassifyTest {
   }
   std::optional<ec_flow> flow_of(std::uint8_t protocol) const { return node_.find<ec_flow>("flows", key(protocol)); }
   void put_flow(std::uint8_t protocol, std::uint64_t idle_ns) {
-    node_.put("flows", key(protocol), ec_flow{.last_seen_ns = monotonic_ns() - idle_ns});
+    node_.put("flows", key(protocol),
+              ec_flow{.last_seen_ns = monotonic_ns() - idle_ns,
+                      .gateway = ec(kGateway),
+                      .class_id = kTunnelClass,
+                      .generation = 0});
   }
   std::uint32_t mark_of_tcp(std::uint8_t flags) { return from_pod(pod_sends(kOutside).tcp(80, 5555, flags)).mark; }
   std::uint32_t mark_of_udp() { return from_pod(pod_sends(kOutside).udp(80, 5555)).mark; }
@@ -701,20 +707,20 @@ TEST_F(Flows, AUdpFlowOfThePodStaysSteeredWhateverConntrackComesToBelieve) {
 }
 
 TEST_F(Flows, AConnectionOfThePodIsNotForgottenByTime) {
-  put_flow(IPPROTO_TCP, 2 * EC_UDP_FLOW_NS);
+  put_flow(IPPROTO_TCP, 2 * EC_IDLE_FLOW_NS);
   node_.track(inbound("tcp"));
   EXPECT_EQ(mark_of_tcp(kAck), mark_of(kTunnelClass));
 }
 
 TEST_F(Flows, AUdpFlowOfThePodIsForgottenAfterALongSilence) {
-  put_flow(IPPROTO_UDP, EC_UDP_FLOW_NS + EC_FLOW_REFRESH_NS);
+  put_flow(IPPROTO_UDP, EC_IDLE_FLOW_NS + EC_FLOW_REFRESH_NS);
   node_.track(inbound("udp"));
   EXPECT_EQ(mark_of_udp(), reply_mark(kMask));
   EXPECT_FALSE(flow_of(IPPROTO_UDP)) << "the flow is another's now";
 }
 
 TEST_F(Flows, AUdpFlowOfThePodIsRememberedThroughAShorterSilence) {
-  put_flow(IPPROTO_UDP, EC_UDP_FLOW_NS - 60 * EC_FLOW_REFRESH_NS);
+  put_flow(IPPROTO_UDP, EC_IDLE_FLOW_NS - 60 * EC_FLOW_REFRESH_NS);
   node_.track(inbound("udp"));
   EXPECT_EQ(mark_of_udp(), mark_of(kTunnelClass));
 }
@@ -869,7 +875,7 @@ TEST_F(ClassifyTest, ASteeredPacketIsOnTheWireInTheTunnelOfItsClass) {
   EXPECT_EQ(tunneled->src, kUnderlay);
   EXPECT_EQ(tunneled->dst, kGateway);
   EXPECT_EQ(tunneled->checksum, 0U);
-  EXPECT_EQ(tunneled->inner, Packet(packet).from(tunnel_mac(kUnderlay)).to(tunnel_mac(kGateway)).bytes());
+  EXPECT_EQ(tunneled->inner, in_tunnel(packet, kUnderlay, kGateway).bytes());
   EXPECT_TRUE(node_.far("uplink").receive_all().empty()) << "it is on the wire twice";
 }
 
@@ -877,7 +883,7 @@ TEST_F(ClassifyTest, TheProbeIsACopyAndThePacketFollowsWhole) {
   node_.put("gateways", ec(kGateway), ec_gateway{});
   const Packet packet = pod_sends(kOutside).udp(1, 2).payload(1200);
   node_.far("pod0").send(packet.bytes());
-  const Bytes inner = Packet(packet).from(tunnel_mac(kUnderlay)).to(tunnel_mac(kGateway)).bytes();
+  const Bytes inner = in_tunnel(packet, kUnderlay, kGateway).bytes();
   const auto probe = node_.next_tunneled();
   const auto tunneled = node_.next_tunneled();
   ASSERT_TRUE(probe && tunneled) << "the probe or the packet is not on the wire";

@@ -10,20 +10,26 @@
 #include <netpacket/packet.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <stdexcept>
 #include <thread>
 
+#include "core/config.h"
 #include "core/mark.h"
+#include "datapath/plan_maps.h"
+#include "datapath/rulesets.h"
 
 // Generated; needs the libbpf headers above it. NOLINTNEXTLINE
 #include "egressclass.skel.h"
@@ -37,7 +43,26 @@ constexpr std::uint16_t kTunnelPort = 8479;
 constexpr milliseconds kArrival{1000};  // of what must come
 constexpr milliseconds kMoment{15};     // of what must not
 constexpr Mac kUplinkMac = {0x0a, 0, 0, 0, 0xff, 1};
-constexpr Mac kNextHopMac = {0x0a, 0, 0, 0, 0xff, 0xff};
+constexpr unsigned kTunnelMtu = 1450;
+
+// Marks and VNIs: see the constants of the same names.
+constexpr const char* kClasses = R"(
+    {"name": "tunnel", "mark": "0x105", "vni": 66051, "egressIPs": ["203.0.113.21"],
+     "destinations": ["0.0.0.0/0", "::/0", "10.99.0.0/16"], "except": ["10.0.0.0/8", "10.99.7.0/24", "fd00::/8"],
+     "gateways": [{"address": "192.0.2.21"}]},
+    {"name": "local", "mark": "0x2", "vni": 658188, "egressIPs": ["203.0.113.31"],
+     "destinations": ["198.51.100.0/24", "::/0"], "except": ["198.51.100.128/25"],
+     "gateways": [{"address": "192.0.2.31"}]},
+    {"name": "other", "mark": "0x3", "vni": 131844, "egressIPs": ["203.0.113.21"], "destinations": ["0.0.0.0/0"],
+     "gateways": [{"address": "192.0.2.21"}]})";
+
+std::string with_classes(const std::string& classes) {
+  return R"({"markMask": "0x1f7f",
+             "clusterCIDRs": ["10.244.0.0/16", "100.64.0.0/16", "fd00:244::/32", "2001:db8:3::/48"],
+             "nodes": ["192.0.2.8/29", "192.0.2.16/28", "2001:db8:2::/64"],
+             "classes": [)" +
+         classes + "]}";
+}
 
 // Newer than Debian 12's headers.
 constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
@@ -61,14 +86,33 @@ Fd open_own_netns() {
 
 void write_text(const std::string& path, const char* text) { std::ofstream(path) << text; }
 
-/// A new network namespace, in which the thread then is; without IPv6, which would talk by itself.
-void enter_new_netns() {
+/// A new network namespace, in which the thread then is. IPv6 has no addresses there but those that tests give it.
+void enter_new_netns(bool ipv6) {
   require(::unshare(CLONE_NEWNET) == 0, "cannot make a network namespace (these tests need root)");
   for (const char* scope : {"all", "default"}) {
-    write_text(std::string("/proc/sys/net/ipv6/conf/") + scope + "/disable_ipv6", "1");
+    write_text(std::string("/proc/sys/net/ipv6/conf/") + scope + "/disable_ipv6", ipv6 ? "0" : "1");
+    write_text(std::string("/proc/sys/net/ipv6/conf/") + scope + "/addr_gen_mode", "1");
+    write_text(std::string("/proc/sys/net/ipv6/conf/") + scope + "/accept_ra", "0");
     write_text(std::string("/proc/sys/net/ipv4/conf/") + scope + "/rp_filter", "0");
   }
   shell("ip link set lo up");
+}
+
+/// Pins where the product looks for them, and nobody else.
+void enter_new_bpffs() {
+  require(::unshare(CLONE_NEWNS) == 0 && ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+              ::mount("bpf", paths::kBpffs, "bpf", 0, nullptr) == 0,
+          "cannot mount a bpffs of our own");
+  std::filesystem::create_directories(paths::kMapPins);
+}
+
+template <class T>
+T need(Result<T> result) {
+  if (!result) throw std::runtime_error(result.error().msg + ": " + result.error().details);
+  return std::move(*result);
+}
+void need(const Status& status) {
+  if (!status) throw std::runtime_error(status.error().msg + ": " + status.error().details);
 }
 
 const char* event_name(__u32 event) {
@@ -86,9 +130,15 @@ std::uint32_t mark_of(std::uint32_t class_id) { return deposit_bits(class_id, kM
 
 std::uint32_t pending_mark_of(std::uint32_t class_id) { return mark_of(class_id) | pending_mark(kMask); }
 
-Mac tunnel_mac(const char* underlay) {
-  const auto ip = Ip::parse(underlay).value();
-  return {0x02, 0xec, ip.bytes[12], ip.bytes[13], ip.bytes[14], ip.bytes[15]};
+Packet in_tunnel(Packet packet, const char* from, const char* to) {
+  const auto mac = [](std::uint8_t second, const char* address) {
+    const ec_ip ip = ec(address);
+    const __u32 hash = ec_hash_ip(0, &ip);
+    Mac address_of_end = {0x02, second};
+    std::memcpy(address_of_end.data() + 2, &hash, sizeof(hash));
+    return address_of_end;
+  };
+  return packet.from(mac(0xed, from)).to(mac(0xec, to));
 }
 
 std::uint64_t monotonic_ns() {
@@ -159,23 +209,30 @@ std::vector<Frame> PacketSocket::receive_all() const {
 void Node::Unload::operator()(egressclass_bpf* skeleton) const { egressclass_bpf__destroy(skeleton); }
 
 Node::Node() {
+  enter_new_bpffs();
   make_devices();
   skeleton_.reset(egressclass_bpf__open_and_load());
   require(skeleton_ != nullptr, "cannot load the programs");
+  const bpf_map* map = nullptr;
+  bpf_object__for_each_map(map, skeleton_->obj) if (!bpf_map__is_internal(map))
+      require(bpf_obj_pin(bpf_map__fd(map), (std::string(paths::kMapPins) + "/" + bpf_map__name(map)).c_str()) == 0,
+              "cannot pin a map");
   attach(Program::kClassify, "pod0");
   attach(Program::kClassify, "pod1");
   attach(Program::kTunnelIn, "egress0");
   attach(Program::kTunnelOut, "egress0");
+  attach(Program::kNexthopIn, "outside");
 }
 
 Node::~Node() = default;
 
 void Node::make_devices() {
-  enter_new_netns();
+  enter_new_netns(false);
   const Fd far = open_own_netns();
-  enter_new_netns();
+  enter_new_netns(true);
   const Fd here = open_own_netns();
   write_text("/proc/sys/net/ipv4/ip_forward", "1");
+  write_text("/proc/sys/net/ipv6/conf/all/forwarding", "1");
 
   const std::vector<std::string> devices = {"pod0", "pod1", "uplink", "outside"};
   const std::string far_path = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(far.get());
@@ -194,23 +251,35 @@ void Node::make_devices() {
   }
   require(::setns(here.get(), CLONE_NEWNET) == 0, "cannot go back from the far namespace");
 
+  // What the kernel has to say by itself, about its groups and neighbours, and any marked packet that it makes.
+  shell("nft 'table inet test { chain output { type filter hook output priority 0; ip6 daddr ff00::/8 drop; " +
+        ("meta mark & " + std::to_string(kMask)) + " != 0 drop; }; }'");
   shell("ip link set uplink address " + mac_text(kUplinkMac));
-  for (const char* address : {kUnderlay, kLocalGateway})
-    shell(std::string("ip addr add dev uplink ") + address + "/24");
-  for (const char* neighbour : {kGateway, kWorker, kSecondWorker, kStranger})
-    shell("ip neigh add dev uplink lladdr " + mac_text(kNextHopMac) + " nud permanent " + neighbour);
+  shell("ip link set outside address " + mac_text(kOutsideMac));
+  for (const char* address : {kUnderlay, kSecondAddress, kUnderlay6})
+    shell(std::string("ip addr add dev uplink ") + address + (Ip::parse(address)->is_v4() ? "/24" : "/64 nodad"));
+  const auto add_neighbour = [](const char* device, const char* address) {
+    shell(std::string("ip neigh add dev ") + device + " lladdr " + mac_text(kNextHopMac) + " nud permanent " + address);
+  };
+  for (const char* address :
+       {kGateway, kGateway2, kGateway3, kGateway4, kWorker, kSecondWorker, kStranger, kGateway6, kWorker6})
+    add_neighbour("uplink", address);
+  for (const char* address : {kNextHop, kNextHop6}) add_neighbour("outside", address);
+  write_text("/proc/sys/net/ipv4/neigh/outside/mcast_solicit", "1");  // later ones would come into other tests
+  for (const char* prefix : {"203.0.113.0/24", "2001:db8:113::/64"})
+    shell(std::string("ip route add dev outside ") + prefix);
 
-  shell("ip link add egress0 address " + mac_text(tunnel_mac(kUnderlay)) + " type vxlan external nolearning dstport " +
+  shell("ip link add egress0 address " + mac_text(kTunnelDeviceMac) + " type vxlan external nolearning dstport " +
         std::to_string(kTunnelPort));
-  shell("ip link set egress0 arp off mtu 1450 up");
+  shell("ip link set egress0 arp off mtu " + std::to_string(kTunnelMtu) + " up");
   egress0_.emplace("egress0");
 
   const auto in_mask = [](std::uint32_t mark) { return std::to_string(mark) + "/" + std::to_string(kMask); };
-  shell("ip rule add fwmark " + in_mask(pending_mark_of(kLocalClass)) + " lookup 77");
-  shell("ip route add default via 203.0.113.1 dev outside onlink table 77");
-  shell("ip neigh add dev outside lladdr " + mac_text(kNextHopMac) + " nud permanent 203.0.113.1");
-  shell("nft 'table inet test { chain output { type filter hook output priority 0; meta mark & " +
-        std::to_string(kMask) + " != 0 drop; }; }'");
+  for (const char* family : {"-4", "-6"}) {
+    const std::string ip = std::string("ip ") + family;
+    shell(ip + " rule add fwmark " + in_mask(pending_mark_of(kLocalClass)) + " lookup 77");
+    shell(ip + " route add default via " + (family[1] == '4' ? kNextHop : kNextHop6) + " dev outside onlink table 77");
+  }
 }
 
 int Node::program_fd(Program program) const {
@@ -221,6 +290,8 @@ int Node::program_fd(Program program) const {
       return bpf_program__fd(skeleton_->progs.tunnel_in);
     case Program::kTunnelOut:
       return bpf_program__fd(skeleton_->progs.tunnel_out);
+    case Program::kNexthopIn:
+      return bpf_program__fd(skeleton_->progs.nexthop_in);
   }
   return -1;
 }
@@ -256,6 +327,42 @@ void Node::erase_bytes(const char* map, const void* key, std::size_t key_size) {
   require(bpf_map_delete_elem(map_fd(map, key_size, 0), key) == 0, std::string("nothing to erase in the map ") + map);
 }
 
+NodeFacts Node::facts() const {
+  NodeFacts facts;
+  for (const char* device : {"pod0", "pod1", "uplink", "outside"}) facts.interfaces[device] = ifindex(device);
+  const int uplink = ifindex("uplink");
+  for (const char* address : {kUnderlay, kSecondAddress, kUnderlay6}) {
+    const Ip ip = Ip::parse(address).value();
+    facts.addresses.push_back({.ifindex = uplink, .ip = ip, .prefix_length = ip.is_v4() ? 120U : 64U});
+  }
+  if (plan_) facts.previous = plan_->applied;
+  return facts;
+}
+
+const Plan& Node::configure(const std::string& json) {
+  std::vector<ConfigProblem> problems;
+  const auto config = parse_config(json, &problems);
+  auto plan = config ? make_plan(*config, facts(), &problems) : std::nullopt;
+  if (!plan) throw std::invalid_argument(format_problems("configuration", problems));
+  need(write_gateways(*plan));
+  auto rulesets = need(RulesetChange::prepare(*plan));
+  need(rulesets.write());
+  need(write_classes(*plan, rulesets.numbers()));
+  need(write_node(*plan, {.ifindex = ifindex("egress0"), .mtu = kTunnelMtu}));
+  need(rulesets.remove_unused());
+  plan_ = std::move(plan);
+  see_gateways();
+  return *plan_;
+}
+
+std::uint32_t Node::configure_class(const std::string& members) {
+  configure(with_classes(R"({"name": "tested", )" + members + "}"));
+  put_pod("pod0", id_of("tested"));
+  return id_of("tested");
+}
+
+std::uint32_t Node::id_of(const std::string& class_name) const { return plan_->applied.ids.at(class_name); }
+
 void Node::put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict) {
   std::string why;
   const auto parsed = Prefix::parse(prefix, true, &why);
@@ -263,7 +370,7 @@ void Node::put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdic
   const ec_rule_key key = {.prefixlen = 32 + parsed->length,
                            .tree = EC_TREE(ruleset, parsed->ip.is_v4() ? 1U : 0U),
                            .ip = to_ec(parsed->ip)};
-  put("rules", key, static_cast<__u32>(verdict));
+  put("rules", key, ec_rule{.verdict = static_cast<__u32>(verdict), .port_set = 0});
 }
 
 void Node::set_applied(bool applied) {
@@ -273,16 +380,46 @@ void Node::set_applied(bool applied) {
 void Node::track(const std::string& flow) {
   shell("conntrack -I " + flow + " --timeout 60 >/dev/null 2>&1");
   tracks_ = true;
-  see_gateway();  // that has taken its time
+  see_gateways();  // that has taken its time
 }
 
-void Node::see_gateway() {
-  put("gateways", ec(kGateway),
-      ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
+void Node::track(const std::vector<std::string>& flows) {
+  // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  std::FILE* input = ::popen("conntrack -R /dev/stdin >/dev/null 2>&1", "w");
+  require(input != nullptr, "cannot run conntrack");
+  for (const std::string& flow : flows) std::fputs(("-I " + flow + " --timeout 60\n").c_str(), input);
+  require(::pclose(input) == 0, "conntrack does not take all of the flows");
+  tracks_ = true;
+  see_gateways();
 }
 
-void Node::put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
-                   const std::vector<const char*>& addresses) {
+std::string Node::tracked(const std::string& flow) const {
+  // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  std::FILE* output = ::popen(("conntrack -G " + flow + " 2>/dev/null").c_str(), "r");
+  require(output != nullptr, "cannot run conntrack");
+  std::string text;
+  for (int c = std::fgetc(output); c != EOF; c = std::fgetc(output)) text.push_back(static_cast<char>(c));
+  ::pclose(output);
+  return text;
+}
+
+void Node::see_gateways() {
+  for (const PlannedClass& c : plan_->classes)
+    for (const PlannedHop& hop : c.hops)
+      if (hop.path != Path::kLocal && find<ec_gateway>("gateways", to_ec(hop.address)))
+        put("gateways", to_ec(hop.address),
+            ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
+}
+
+void Node::lose_gateway(const char* address) {
+  put("gateways", ec(address),
+      ec_gateway{.last_seen_ns = 0, .last_probe_ns = monotonic_ns(), .unanswered = EC_PROBES_UNANSWERED, .pad = 0});
+}
+
+void Node::put_pod(const std::string& device, std::uint32_t class_id) {
+  const bool first = device == "pod0";
+  const Mac mac = first ? kPodMac : kLocalPodMac;
+  const Mac host_mac = first ? kPodHostMac : kLocalPodHostMac;
   const auto index = static_cast<__u32>(ifindex(device));
   ec_attachment attachment{};
   attachment.cookie = index;
@@ -296,7 +433,8 @@ void Node::put_pod(const char* device, std::uint32_t class_id, const Mac& mac, c
   endpoint.class_id = class_id;
   std::copy(mac.begin(), mac.end(), endpoint.pod_mac);
   std::copy(host_mac.begin(), host_mac.end(), endpoint.host_mac);
-  for (const char* address : addresses) put("endpoints", ec(address), endpoint);
+  for (const char* address : {first ? kPod : kLocalPod, first ? kPod6 : kLocalPod6})
+    put("endpoints", ec(address), endpoint);
 }
 
 void Node::reset() {
@@ -310,38 +448,10 @@ void Node::reset() {
   if (tracks_) shell("conntrack -F >/dev/null 2>&1");
   tracks_ = false;
 
-  ec_node node{};
-  node.layout = EC_LAYOUT;
-  node.applied = 1;
-  node.tunnel_ifindex = static_cast<__u32>(ifindex("egress0"));
-  node.underlay = ec(kUnderlay).w[3];
-  node.mark_mask = kMask;
-  node.return_mark = return_mark(kMask);
-  node.reply_mark = reply_mark(kMask);
-  node.probe_mark = probe_mark(kMask);
-  node.pending_mark = pending_mark(kMask);
-  node.bypass_mark = bypass_mark(kMask);
-  put("node", 0U, node);
-  const auto put_class = [&](std::uint32_t id, __u32 vni, __u32 ruleset, ec_path path, const char* gateway) {
-    put("classes", id,
-        ec_class{.vni = vni, .mark = mark_of(id), .ruleset = ruleset, .path = path, .gateway = ec(gateway)});
-    put("vnis", vni, id);
-  };
-  put_class(kTunnelClass, kTunnelVni, kTunnelRules, EC_PATH_TUNNEL, kGateway);
-  put_class(kLocalClass, kLocalVni, kLocalRules, EC_PATH_LOCAL, kLocalGateway);
-  put_class(kOtherClass, kOtherVni, kTunnelRules, EC_PATH_TUNNEL, kGateway);
-  see_gateway();
-  put_pod("pod0", kTunnelClass, kPodMac, kPodHostMac, {kPod, kPod6});
-  put_pod("pod1", kLocalClass, kLocalPodMac, kLocalPodHostMac, {kLocalPod, kLocalPod6});
-
-  for (const char* prefix :
-       {"10.244.0.0/16", "100.64.0.0/16", "192.0.2.0/26", "fd00:244::/32", "2001:db8:2::/64", "2001:db8:3::/48"})
-    put_rule(EC_RULESET_NEVER, prefix, EC_BYPASS);
-  for (const char* sender : {kGateway, kWorker, kSecondWorker}) put_rule(EC_RULESET_SENDERS, sender, EC_BYPASS);
-  for (const char* prefix : {"0.0.0.0/0", "::/0", "10.99.0.0/16"}) put_rule(kTunnelRules, prefix, EC_STEER);
-  for (const char* prefix : {"10.0.0.0/8", "10.99.7.0/24", "fd00::/8"}) put_rule(kTunnelRules, prefix, EC_BYPASS);
-  for (const char* prefix : {"198.51.100.0/24", "::/0"}) put_rule(kLocalRules, prefix, EC_STEER);
-  put_rule(kLocalRules, "198.51.100.128/25", EC_BYPASS);
+  plan_.reset();
+  configure(with_classes(kClasses));
+  put_pod("pod0", kTunnelClass);
+  put_pod("pod1", kLocalClass);
 
   for (const auto& [name, socket] : far_)
     while (socket.receive(milliseconds(0))) continue;
@@ -363,6 +473,27 @@ Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32
   require(bpf_prog_test_run_opts(program_fd(program), &options) == 0, "cannot run the program on the packet");
   out.resize(options.data_size_out);
   return Outcome{static_cast<Action>(options.retval), context.mark, std::move(out)};
+}
+
+Outcome Node::classify(const Packet& packet, const std::string& device, std::uint32_t mark) const {
+  return run(Program::kClassify, packet.bytes(), ifindex(device), mark);
+}
+
+std::string Node::gateway_of(const Outcome& outcome) const {
+  if (outcome.action != Action::kRedirect) return "";
+  for (const PlannedClass& c : plan_->classes)
+    for (const PlannedHop& hop : c.hops) {
+      const Bytes frame = in_tunnel(Packet(), hop.address.str().c_str(), hop.address.str().c_str()).bytes();
+      if (std::equal(frame.begin(), frame.begin() + ETH_ALEN, outcome.data.begin())) return hop.address.str();
+    }
+  return "";
+}
+
+std::uint64_t Node::counted(ec_event event) const {
+  std::uint64_t packets = 0;
+  for (const Count& count : counts())
+    if (count.event == event) packets += count.packets;
+  return packets;
 }
 
 std::vector<Count> Node::counts() const {
@@ -416,6 +547,16 @@ std::optional<Bytes> Node::next_routed() const {
   if (!frame) return std::nullopt;
   return std::move(frame->bytes);
 }
+
+namespace {
+Packet sent(const Mac& mac, const char* v4, const char* v6, const char* dst) {
+  return Packet().from(mac).to(kForeignMac).ip(Ip::parse(dst).value().is_v4() ? v4 : v6, dst);
+}
+}  // namespace
+
+Packet pod_sends(const char* dst) { return sent(kPodMac, kPod, kPod6, dst); }
+
+Packet local_pod_sends(const char* dst) { return sent(kLocalPodMac, kLocalPod, kLocalPod6, dst); }
 
 DatapathTest::DatapathTest()
     : node_([]() -> Node& {

@@ -4,11 +4,13 @@
 //   far    pod0       pod1       uplink       outside       packet sockets: the tests play all the others
 //           |          |          |             |
 //   node   pod0       pod1       uplink       outside       egress0
-//          classify   classify   192.0.2.11   packets with   tunnel_in, tunnel_out
-//                                192.0.2.31   the mark of
+//          classify   classify   192.0.2.31   nexthop_in;    tunnel_in, tunnel_out
+//                                192.0.2.11   packets with
+//                                and IPv6     the mark of
 //                                             kLocalClass, pending
 //
-// reset() fills the maps as `egressctl apply` and two ADDs would. No marked packet that the node makes itself gets
+// configure() fills the maps as `egressctl apply` would, with the product's own code; reset() starts with a
+// configuration of three classes, and as after two ADDs. No marked packet that the node makes itself gets
 // out: the packet around a tunneled one has no mark.
 #pragma once
 
@@ -23,6 +25,7 @@
 #include <string>
 #include <vector>
 
+#include "core/plan.h"
 #include "datapath/maps.h"
 #include "packet_builder.h"
 #include "util/fd.h"
@@ -44,12 +47,20 @@ inline constexpr std::uint32_t kTunnelRules = EC_RULESET_FIRST;
 inline constexpr std::uint32_t kLocalRules = EC_RULESET_FIRST + 1;
 
 // Nodes.
-inline constexpr const char* kUnderlay = "192.0.2.11";       // this one
-inline constexpr const char* kLocalGateway = "192.0.2.31";   // this one, as gateway of kLocalClass
+inline constexpr const char* kUnderlay = "192.0.2.31";  // this one: gateway of kLocalClass
+inline constexpr const char* kUnderlay6 = "2001:db8:2::31";
+inline constexpr const char* kSecondAddress = "192.0.2.11";  // this one, too
 inline constexpr const char* kGateway = "192.0.2.21";        // of kTunnelClass and kOtherClass
-inline constexpr const char* kWorker = "192.0.2.12";         // sends for kRemotePod
-inline constexpr const char* kSecondWorker = "192.0.2.13";   // might, too
-inline constexpr const char* kStranger = "192.0.2.50";       // a node, say, but not one that may send
+inline constexpr const char* kGateway2 = "192.0.2.22";       // more of them, for classes that have several
+inline constexpr const char* kGateway3 = "192.0.2.23";
+inline constexpr const char* kGateway4 = "192.0.2.24";
+inline constexpr const char* kGateway6 = "2001:db8:2::21";
+inline constexpr const char* kWorker = "192.0.2.12";  // sends for kRemotePod
+inline constexpr const char* kWorker6 = "2001:db8:2::12";
+inline constexpr const char* kSecondWorker = "192.0.2.13";  // might, too
+inline constexpr const char* kStranger = "192.0.2.50";      // none of ours
+inline constexpr const char* kNextHop = "203.0.113.1";      // a router on `outside`
+inline constexpr const char* kNextHop6 = "2001:db8:113::1";
 inline constexpr const char* kNode6 = "2001:db8:2::21";      // among those never steered
 inline constexpr const char* kServiceIp = "100.64.0.10";     // clusterCIDR 100.64.0.0/16
 inline constexpr const char* kServiceIp6 = "2001:db8:3::a";  // clusterCIDR 2001:db8:3::/48
@@ -70,15 +81,18 @@ inline constexpr Mac kPodMac = {0x0a, 0, 0, 0, 1, 5};
 inline constexpr Mac kPodHostMac = {0x0a, 0, 0, 0, 1, 1};
 inline constexpr Mac kLocalPodMac = {0x0a, 0, 0, 0, 1, 6};
 inline constexpr Mac kLocalPodHostMac = {0x0a, 0, 0, 0, 1, 2};
+inline constexpr Mac kNextHopMac = {0x0a, 0, 0, 0, 0xff, 0xff};  // of whatever is behind uplink and outside
+inline constexpr Mac kOutsideMac = {0x0a, 0, 0, 0, 0xff, 2};
+inline constexpr Mac kTunnelDeviceMac = {0x02, 0xee, 0, 0, 0, 1};
 inline constexpr Mac kForeignMac = {0x0a, 0, 0, 0, 9, 9};
 
 std::uint32_t mark_of(std::uint32_t class_id);
 /// With the bit that says that nft has not seen the packet yet.
 std::uint32_t pending_mark_of(std::uint32_t class_id);
-/// The MAC address of the egress0 of the node with that underlay address.
-Mac tunnel_mac(const char* underlay);
+/// With the MAC addresses that it has in the tunnel from one node to another.
+Packet in_tunnel(Packet packet, const char* from, const char* to);
 
-enum class Program { kClassify, kTunnelIn, kTunnelOut };
+enum class Program { kClassify, kTunnelIn, kTunnelOut, kNexthopIn };
 enum class Action { kNext = TC_ACT_UNSPEC, kDrop = TC_ACT_SHOT, kRedirect = TC_ACT_REDIRECT };
 
 struct Outcome {
@@ -125,6 +139,14 @@ class Node {
 
   void reset();
 
+  /// The node's new configuration, in JSON; every gateway of it has just been heard.
+  const Plan& configure(const std::string& json);
+  /// A configuration of one class with these members, in JSON, which is that of the pod behind pod0. Returns its id.
+  std::uint32_t configure_class(const std::string& members);
+  std::uint32_t id_of(const std::string& class_name) const;
+  /// The pod behind the device, which from now on is of that class.
+  void put_pod(const std::string& device, std::uint32_t class_id);
+
   template <class Key, class Value>
   void put(const char* map, const Key& key, const Value& value) {
     put_bytes(map, &key, sizeof(key), &value, sizeof(value));
@@ -149,12 +171,23 @@ class Node {
   }
   void put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict);
   void set_applied(bool applied);
-  /// The gateway of the tunnel classes has just been heard.
-  void see_gateway();
+  /// All gateways have just been heard.
+  void see_gateways();
+  /// One has not answered several probes.
+  void lose_gateway(const char* address);
   /// The kernel's conntrack knows a flow: the arguments of `conntrack -I`. Before other changes.
   void track(const std::string& flow);
+  /// The same of many at once.
+  void track(const std::vector<std::string>& flows);
+  /// What it knows of one, as conntrack writes it; "": nothing. The arguments of `conntrack -G`.
+  std::string tracked(const std::string& flow) const;
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
+  Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;
+  /// To which gateway the packet goes in the tunnel; empty: to none.
+  std::string gateway_of(const Outcome& outcome) const;
+  /// How many packets were counted as that, in all classes.
+  std::uint64_t counted(ec_event event) const;
   std::vector<Count> counts() const;
   /// Waits until so many packets have been counted; then that, and nothing else, must have been.
   void expect_counts(std::vector<Count> expected) const;
@@ -172,14 +205,13 @@ class Node {
 
  private:
   void make_devices();
+  NodeFacts facts() const;
   void attach(Program program, const std::string& device);
   int program_fd(Program program) const;
   int map_fd(const char* name, std::size_t key_size, std::size_t value_size) const;
   void put_bytes(const char* map, const void* key, std::size_t key_size, const void* value, std::size_t value_size);
   bool find_bytes(const char* map, const void* key, std::size_t key_size, void* value, std::size_t value_size) const;
   void erase_bytes(const char* map, const void* key, std::size_t key_size);
-  void put_pod(const char* device, std::uint32_t class_id, const Mac& mac, const Mac& host_mac,
-               const std::vector<const char*>& addresses);
 
   struct Unload {
     void operator()(egressclass_bpf* skeleton) const;
@@ -188,8 +220,13 @@ class Node {
   std::vector<Fd> links_;
   std::map<std::string, PacketSocket> far_;
   std::optional<PacketSocket> egress0_;
+  std::optional<Plan> plan_;
   bool tracks_ = false;
 };
+
+/// What the pods here send. To another MAC address than the host veth's: that of a bridge, for example.
+Packet pod_sends(const char* dst);
+Packet local_pod_sends(const char* dst);
 
 /// Every test has the node to itself, in its first state.
 class DatapathTest : public ::testing::Test {

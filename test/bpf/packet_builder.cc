@@ -16,6 +16,7 @@ constexpr std::uint16_t kEtherArp = 0x0806;
 constexpr std::uint16_t kEtherVlan = 0x8100;
 constexpr std::uint16_t kEtherIpv6 = 0x86dd;
 constexpr std::uint16_t kMoreFragments = 0x2000;
+constexpr std::uint16_t kDontFragment = 0x4000;
 constexpr std::size_t kEthernetBytes = 14;
 
 Ip parse_ip(const char* text) {
@@ -105,7 +106,23 @@ Packet& Packet::ip_header_words(std::uint8_t words) {
   return *this;
 }
 
+Packet& Packet::ttl(std::uint8_t hops) {
+  ttl_ = hops;
+  return *this;
+}
+
+Packet& Packet::dont_fragment() {
+  dont_fragment_ = true;
+  return *this;
+}
+
+Packet& Packet::extension(std::uint8_t type, std::size_t size) {
+  extensions_.push_back({type, size});
+  return *this;
+}
+
 Packet& Packet::fragment(std::uint16_t id, unsigned offset, bool more) {
+  extension(IPPROTO_FRAGMENT);
   fragment_id_ = id;
   fragment_ = static_cast<std::uint16_t>(offset / 8 | (more ? kMoreFragments : 0U));
   return *this;
@@ -215,6 +232,24 @@ Bytes Packet::transport() const {
   return out;
 }
 
+Bytes Packet::extensions() const {
+  Bytes out;
+  for (std::size_t i = 0; i < extensions_.size(); ++i) {
+    const Extension& extension = extensions_[i];
+    out.push_back(i + 1 < extensions_.size() ? extensions_[i + 1].type : next_header());
+    if (extension.type == IPPROTO_FRAGMENT) {
+      out.push_back(0);
+      append16(out, (fragment_ & ~kMoreFragments) * 8U | (fragment_ & kMoreFragments ? 1U : 0U));
+      append32(out, fragment_id_);
+      continue;
+    }
+    out.push_back(static_cast<std::uint8_t>(extension.size / 8 - 1));
+    append(out, Bytes{1, static_cast<std::uint8_t>(extension.size - 4)});  // padding, option PadN
+    out.resize(out.size() + extension.size - 4);
+  }
+  return out;
+}
+
 Bytes Packet::network(const Bytes& content) const {
   Bytes out;
   if (is_v4()) {
@@ -222,8 +257,8 @@ Bytes Packet::network(const Bytes& content) const {
     out = {static_cast<std::uint8_t>(version_.value_or(4) << 4U | header_words_), 0};
     append16(out, 20 + options + content.size());
     append16(out, fragment_id_);
-    append16(out, fragment_);
-    out.push_back(64);  // TTL
+    append16(out, fragment_ | (dont_fragment_ ? kDontFragment : 0U));
+    out.push_back(ttl_);
     out.push_back(next_header());
     append16(out, 0);
     append_ip(out, src_);
@@ -231,12 +266,14 @@ Bytes Packet::network(const Bytes& content) const {
     out.resize(out.size() + options, 1);  // "no operation"
     store16(out, 10, checksum(out));
   } else {
+    const Bytes headers = extensions();
     append32(out, static_cast<std::uint32_t>(version_.value_or(6)) << 28U);
-    append16(out, content.size());
-    out.push_back(next_header());
-    out.push_back(64);  // hop limit
+    append16(out, headers.size() + content.size());
+    out.push_back(extensions_.empty() ? next_header() : extensions_.front().type);
+    out.push_back(ttl_);
     append_ip(out, src_);
     append_ip(out, dst_);
+    append(out, headers);
   }
   append(out, content);
   return out;
@@ -275,23 +312,26 @@ Bytes vxlan(std::uint32_t vni, const Bytes& inner) {
 
 std::optional<Tunneled> open_vxlan(const Bytes& frame) {
   constexpr std::size_t kIpAt = kEthernetBytes;
-  constexpr std::size_t kUdpAt = kIpAt + 20;
-  constexpr std::size_t kVxlanAt = kUdpAt + 8;
-  constexpr std::size_t kInnerAt = kVxlanAt + 8;
-  if (frame.size() < kInnerAt || read16(frame, 12) != kEtherIpv4 || frame[kIpAt] != 0x45 ||
-      frame[kIpAt + 9] != IPPROTO_UDP || frame[kVxlanAt] != 0x08)
+  constexpr std::size_t kVxlanBytes = 8 + 8;  // with the UDP header
+  if (frame.size() < kIpAt + 40 + kVxlanBytes) return std::nullopt;
+  const bool v4 = read16(frame, 12) == kEtherIpv4;
+  if (!v4 && read16(frame, 12) != kEtherIpv6) return std::nullopt;
+  const std::size_t udp_at = kIpAt + (v4 ? 20 : 40);
+  if (frame[kIpAt] >> 4U != (v4 ? 4 : 6) || frame[kIpAt + (v4 ? 9 : 6)] != IPPROTO_UDP || frame[udp_at + 8] != 0x08)
     return std::nullopt;
+  const std::size_t address_bytes = v4 ? 4 : 16;
   const auto address = [&](std::size_t at) {
-    Ip ip = parse_ip("0.0.0.0");
-    std::copy_n(frame.begin() + static_cast<std::ptrdiff_t>(at), 4, ip.bytes.begin() + 12);
+    Ip ip = parse_ip(v4 ? "0.0.0.0" : "::");
+    std::copy_n(frame.begin() + static_cast<std::ptrdiff_t>(at), address_bytes,
+                ip.bytes.end() - static_cast<std::ptrdiff_t>(address_bytes));
     return ip.str();
   };
-  return Tunneled{.src = address(kIpAt + 12),
-                  .dst = address(kIpAt + 16),
-                  .port = read16(frame, kUdpAt + 2),
-                  .checksum = read16(frame, kUdpAt + 6),
-                  .vni = static_cast<std::uint32_t>(read16(frame, kVxlanAt + 4) << 8U | frame[kVxlanAt + 6]),
-                  .inner = Bytes(frame.begin() + kInnerAt, frame.end())};
+  return Tunneled{.src = address(udp_at - 2 * address_bytes),
+                  .dst = address(udp_at - address_bytes),
+                  .port = read16(frame, udp_at + 2),
+                  .checksum = read16(frame, udp_at + 6),
+                  .vni = static_cast<std::uint32_t>(read16(frame, udp_at + 12) << 8U | frame[udp_at + 14]),
+                  .inner = Bytes(frame.begin() + static_cast<std::ptrdiff_t>(udp_at + kVxlanBytes), frame.end())};
 }
 
 std::string hex_dump(const Bytes& bytes) {

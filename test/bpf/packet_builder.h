@@ -35,8 +35,12 @@ class Packet {
   Packet& ip(const char* src, const char* dst);
   Packet& ip_version(std::uint8_t version);
   Packet& ip_header_words(std::uint8_t words);  ///< IPv4: more than 5 makes options, less a broken header
+  Packet& ttl(std::uint8_t hops);
+  Packet& dont_fragment();  ///< IPv4
+  /// IPv6: in a fragment header, behind the extension headers named before it.
   Packet& fragment(std::uint16_t id, unsigned offset, bool more);
-  Packet& protocol(std::uint8_t number);  ///< of what has no transport header here
+  Packet& extension(std::uint8_t type, std::size_t size = 8);  ///< IPv6: of so many bytes, a multiple of 8
+  Packet& protocol(std::uint8_t number);                       ///< of what has no transport header here
   Packet& tcp(std::uint16_t sport, std::uint16_t dport, std::uint8_t flags = kAck);
   Packet& udp(std::uint16_t sport, std::uint16_t dport);
   Packet& icmp(std::uint8_t type, std::uint8_t code = 0);  ///< ICMPv6 between IPv6 addresses
@@ -54,6 +58,7 @@ class Packet {
   std::uint8_t next_header() const;
   Bytes transport() const;
   Bytes network(const Bytes& content) const;
+  Bytes extensions() const;
 
   Mac from_{};
   Mac to_{};
@@ -67,6 +72,13 @@ class Packet {
   std::uint8_t header_words_ = 5;
   std::uint16_t fragment_id_ = 0x1234;
   std::uint16_t fragment_ = 0;  // flags and offset
+  bool dont_fragment_ = false;
+  std::uint8_t ttl_ = 64;
+  struct Extension {
+    std::uint8_t type;
+    std::size_t size;
+  };
+  std::vector<Extension> extensions_;
   std::uint8_t protocol_ = 253;
   Transport transport_ = Transport::kNone;
   std::uint16_t sport_ = 0;
@@ -88,7 +100,7 @@ struct Tunneled {
   Bytes inner;
 };
 
-/// Nothing, if the frame is no VXLAN over IPv4.
+/// Nothing, if the frame is no VXLAN.
 std::optional<Tunneled> open_vxlan(const Bytes& frame);
 /// The payload of a VXLAN packet.
 Bytes vxlan(std::uint32_t vni, const Bytes& inner);

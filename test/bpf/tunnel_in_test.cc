@@ -6,6 +6,10 @@
 namespace egressclass {
 namespace {
 
+// In the tunnel. They need not be what they are.
+constexpr Mac kWorkerMac = {0x02, 0xed, 0, 0, 0, 12};
+constexpr Mac kGatewayMac = {0x02, 0xed, 0, 0, 0, 21};
+
 enum class Arrives { kNowhere, kInPod, kRouted };
 
 struct Case {
@@ -23,11 +27,11 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << c.claim << ", given from " << c.sender << " with the VNI " << c.vni << c.inner;
 }
 
-// What a worker sends to this node as its gateway. Its MAC addresses need not be what they are.
-Packet outward(const char* dst) { return Packet().from(tunnel_mac(kWorker)).to(kForeignMac).ip(kRemotePod, dst); }
+// What a worker sends to this node as its gateway.
+Packet outward(const char* dst) { return Packet().from(kWorkerMac).to(kForeignMac).ip(kRemotePod, dst); }
 
 // What a gateway sends back to this node for one of its pods.
-Packet answer() { return Packet().from(tunnel_mac(kGateway)).to(kForeignMac).ip(kOutside, kPod).tcp(443, 40000); }
+Packet answer() { return Packet().from(kGatewayMac).to(kForeignMac).ip(kOutside, kPod).tcp(443, 40000); }
 
 /// The kernel has taken one from the TTL; everything else as it was.
 void expect_forwarded(const Bytes& forwarded, const Bytes& sent) {
@@ -140,7 +144,7 @@ INSTANTIATE_TEST_SUITE_P(
                            .vni = kLocalVni,
                            .inner = outward(kOutside).udp(1, 2),
                            .class_id = kLocalClass,
-                           .counted = EC_DROP_NOT_GATEWAY},
+                           .counted = EC_DROP_UNKNOWN_CLASS},
                       Case{.claim = "the cluster is not reached by way of the tunnel",
                            .sender = kWorker,
                            .vni = kLocalVni,
@@ -174,7 +178,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{.claim = "ARP is refused in the tunnel",
                            .sender = kWorker,
                            .vni = kLocalVni,
-                           .inner = Packet().from(tunnel_mac(kWorker)).to(kForeignMac).arp(kRemotePod, kOutside),
+                           .inner = Packet().from(kWorkerMac).to(kForeignMac).arp(kRemotePod, kOutside),
                            .class_id = kLocalClass,
                            .counted = EC_DROP_NOT_IP},
                       Case{.claim = "a broken IP header is refused in the tunnel",
@@ -223,7 +227,7 @@ INSTANTIATE_TEST_SUITE_P(
                            .given =
                                [](Node& node) {
                                  node.change<ec_class>("classes", kTunnelClass,
-                                                       [](ec_class& c) { c.path = EC_PATH_LOCAL; });
+                                                       [](ec_class& c) { c.hops[0].path = EC_PATH_LOCAL; });
                                },
                            .sender = kGateway,
                            .vni = kTunnelVni,
@@ -236,7 +240,7 @@ INSTANTIATE_TEST_SUITE_P(
                            .vni = kTunnelVni,
                            .inner = answer(),
                            .class_id = kTunnelClass,
-                           .counted = EC_DROP_WRONG_GATEWAY},
+                           .counted = EC_DROP_UNKNOWN_CLASS},
                       Case{.claim = "an answer to a pod that has gone is nobody's",
                            .given = [](Node& node) { node.erase("endpoints", ec(kPod)); },
                            .sender = kGateway,
@@ -260,7 +264,8 @@ TEST_F(TunnelInTest, AWorkerIsLearnedAndLearnedAgainWhenItsPodMoves) {
 }
 
 TEST_F(TunnelInTest, AWorkerIsLearnedAgainWhenItsPodChangesClass) {
-  node_.put("workers", ec(kRemotePod), ec_worker{.node = ec(kWorker), .class_id = kOtherClass, .pad = 0});
+  node_.put("workers", ec(kRemotePod),
+            ec_worker{.node = ec(kWorker), .gateway = ec(kUnderlay), .class_id = kOtherClass, .pad = 0});
   node_.send_tunneled(kWorker, kLocalVni, outward(kOutside).udp(1, 2).bytes());
   ASSERT_TRUE(node_.next_routed());
   EXPECT_EQ(worker(kRemotePod)->class_id, kLocalClass);
@@ -283,14 +288,13 @@ TEST_F(TunnelInTest, APacketThatCameThroughNoTunnelIsRefused) {
 TEST_F(TunnelInTest, AProbeIsReturnedAsAnswerFromTheAddressThatWasProbed) {
   const Packet probe = outward(kOutside).udp(1, 2).payload(18);
   ASSERT_EQ(probe.bytes().size(), 60U);
-  node_.send_tunneled(kWorker, EC_VNI_PROBE, probe.bytes(), kLocalGateway);
+  node_.send_tunneled(kWorker, EC_VNI_PROBE, probe.bytes(), kSecondAddress);
   const auto returned = node_.next_tunneled();
   ASSERT_TRUE(returned) << "no answer is on the wire";
   EXPECT_EQ(returned->vni, EC_VNI_ANSWER);
-  EXPECT_EQ(returned->src, kLocalGateway);
+  EXPECT_EQ(returned->src, kSecondAddress);
   EXPECT_EQ(returned->dst, kWorker);
-  EXPECT_EQ(hex_dump(returned->inner),
-            hex_dump(Packet(probe).from(tunnel_mac(kLocalGateway)).to(tunnel_mac(kWorker)).bytes()));
+  EXPECT_EQ(hex_dump(returned->inner), hex_dump(in_tunnel(probe, kSecondAddress, kWorker).bytes()));
   node_.expect_counts({{0, EC_PROBE_ANSWERED, 1, 60}});
   EXPECT_FALSE(worker(kRemotePod)) << "a probe teaches nothing";
 }
@@ -321,7 +325,7 @@ class GatewayRecord : public TunnelInTest {
 
 TEST_F(GatewayRecord, AnAnswerToAProbeMakesTheGatewayReachableAndEndsHere) {
   // The kernel would take it, and route it.
-  const Packet routable = Packet().from(tunnel_mac(kGateway)).to(tunnel_mac(kUnderlay)).ip(kRemotePod, kGateway);
+  const Packet routable = Packet().from(kGatewayMac).to(kTunnelDeviceMac).ip(kRemotePod, kGateway);
   node_.send_tunneled(kGateway, EC_VNI_ANSWER, Packet(routable).udp(1, 2).bytes());
   expect_seen();
   expect_silence_beside(Arrives::kNowhere);

@@ -26,7 +26,8 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 }
 
 void worker_known(Node& node) {
-  node.put("workers", ec(kRemotePod), ec_worker{.node = ec(kWorker), .class_id = kLocalClass, .pad = 0});
+  node.put("workers", ec(kRemotePod),
+           ec_worker{.node = ec(kWorker), .gateway = ec(kSecondAddress), .class_id = kLocalClass, .pad = 0});
 }
 
 class TunnelOutTest : public DatapathTest {};
@@ -92,8 +93,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{.claim = "a reply in a class that has another gateway now is dropped",
              .given =
                  [](Node& node) {
-                   node.put("workers", ec(kRemotePod),
-                            ec_worker{.node = ec(kWorker), .class_id = kTunnelClass, .pad = 0});
+                   node.put(
+                       "workers", ec(kRemotePod),
+                       ec_worker{
+                           .node = ec(kWorker), .gateway = ec(kSecondAddress), .class_id = kTunnelClass, .pad = 0});
                  },
              .mark = return_mark(kMask),
              .class_id = kTunnelClass,
@@ -119,11 +122,10 @@ TEST_F(TunnelOutTest, AReplyGoesToTheWorkerOfItsPodInTheTunnelOfItsClass) {
   const auto tunneled = node_.next_tunneled();
   ASSERT_TRUE(tunneled) << "nothing is on the wire (or the packet around it has a mark)";
   EXPECT_EQ(tunneled->vni, kLocalVni);
-  EXPECT_EQ(tunneled->src, kLocalGateway);
+  EXPECT_EQ(tunneled->src, kSecondAddress);
   EXPECT_EQ(tunneled->dst, kWorker);
   EXPECT_EQ(tunneled->checksum, 0U);
-  EXPECT_EQ(hex_dump(tunneled->inner),
-            hex_dump(Packet(reply).from(tunnel_mac(kLocalGateway)).to(tunnel_mac(kWorker)).bytes()));
+  EXPECT_EQ(hex_dump(tunneled->inner), hex_dump(in_tunnel(reply, kSecondAddress, kWorker).bytes()));
   node_.expect_counts({{kLocalClass, EC_GATEWAY_BACK, 1, reply.bytes().size()}});
 }
 
@@ -134,7 +136,7 @@ TEST_F(TunnelOutTest, AReplyIsKnownByItsMarkWhateverTheOtherBits) {
 }
 
 TEST_F(TunnelOutTest, AReplyFollowsAPodThatWasLearnedFromTheTunnel) {
-  const Packet request = Packet().from(tunnel_mac(kSecondWorker)).to(kForeignMac).ip(kRemotePod, kOutside);
+  const Packet request = Packet().from(kForeignMac).to(kForeignMac).ip(kRemotePod, kOutside);
   node_.send_tunneled(kSecondWorker, kLocalVni, Packet(request).udp(1, 2).bytes());
   ASSERT_TRUE(node_.next_routed());
   node_.egress0().send(inward().bytes(), return_mark(kMask));

@@ -85,10 +85,10 @@ FUZZ_TARGET(input) {
     if (!chosen) {
       require(std::to_string(chosen.error().code) == wanted, "an error is the one of the rules", wanted);
       require_cni_error(chosen.error(), "1.0.0");
-    } else if (*chosen == nullptr) {
+    } else if (chosen->chosen == nullptr) {
       require(wanted.empty(), "no class is what the rules give", wanted);
     } else {
-      require((*chosen)->name == wanted, "the class is the one of the rules", wanted);
+      require(chosen->chosen->name == wanted, "the class is the one of the rules", wanted);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include "cni/codes.h"
 #include "core/applied.h"
 #include "core/attachment.h"
+#include "core/mark.h"
 #include "fuzz.h"
 
 namespace egressclass::fuzz {
@@ -36,9 +37,14 @@ void check_applied(const std::string& text) {
     require(applied->ids.contains(c.name), "a class has an id", c.name);
   }
   require(names.size() == applied->ids.size(), "an id has a class");
+  for (const auto& [slot, id] : applied->slots) {
+    require(names.contains(slot.first), "an egress IP is of a class", slot.first);
+    require(id != 0 && id <= max_class_index(applied->selection.mark_mask), "the id of an egress IP is one");
+  }
   const std::string written = applied->to_json();
   const auto again = Applied::from_json(written);
-  require(again && again->to_json() == written && again->ids == applied->ids, "what is applied is read as written");
+  require(again && again->to_json() == written && again->ids == applied->ids && again->slots == applied->slots,
+          "what is applied is read as written");
   for (const char* name_space : {"", "shop"}) {
     const Pod pod{name_space, "checkout-1", "", std::nullopt};
     const auto chosen = choose_class(applied->selection, pod, kConfigPath);

@@ -6,13 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from labkit.process import Process          # noqa: E402
+from light_fleet import LightFleet          # noqa: E402
 from light_node import BOTH, LightNode      # noqa: E402
 
 
@@ -74,3 +75,29 @@ def shared() -> Iterator[LightNode]:
     """One node for all tests of a file that change nothing."""
     with light_node() as (node, _):
         yield node
+
+
+@pytest.fixture(scope="module")
+def light_fleet(request) -> Iterator[LightFleet]:
+    """A fleet for a module's tests, each of which applies a configuration of its own or leaves it as it found it. The module's
+    LIGHT_FLEET are options for it."""
+    with LightFleet(**getattr(request.module, "LIGHT_FLEET", {})) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def make_light_fleet():
+    """A function that brings up a fleet for one test; its options are those of LightFleet."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(LightFleet(*arguments, **options))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test shows what every node of a fleet thought of it."""
+    report = (yield).get_result()
+    if call.when == "call" and report.failed:
+        found = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, LightFleet)]
+        for node in (node for fleet in found for node in fleet.nodes):
+            status = node.ctl("status", check=False)
+            report.sections.append((f"egressctl status on {node.name}", status.stdout + status.stderr))

@@ -24,6 +24,7 @@ def same(snapshot: str) -> str:
 def renumbered(snapshot: str) -> str:
     """Also without the ids of kernel objects, and without the map `node`, which holds one."""
     text = re.sub(r'"(prog_)?id":\d+', "id", re.sub(r"^\d+: egress0", "N: egress0", same(snapshot), flags=re.MULTILINE))
+    text = re.sub(r"^(/sys/fs/bpf/\S+) \d+$", r"\1 id", text, flags=re.MULTILINE)
     return re.sub(r"^node$.*?^attachments$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -88,7 +89,8 @@ def test_check_only_changes_nothing(applied):
 # --- bad input
 
 def broken(**keys) -> dict:
-    return configuration(WEB | keys, FAR)
+    """None: without that key."""
+    return configuration({key: value for key, value in (WEB | keys).items() if value is not None}, FAR)
 
 
 BAD = {
@@ -109,8 +111,8 @@ BAD = {
     "reserved mark": (broken(mark="0x1f7f"), "classes[0].mark", '"0x1f7f"', "reserved"),
     "narrow mask": (BOTH | {"markMask": "0x3"}, "markMask", '"0x3"', "bits"),
     "same VNI": (configuration(WEB | {"vni": 7}, FAR | {"vni": 7}), "classes[1].vni", "7", '"web"'),
-    "IPv6 egress IP": (broken(egressIPs=["2001:db8::1"]), "classes[0].egressIPs[0]", '"2001:db8::1"', "IPv4"),
-    "IPv6 gateway": (broken(gateways=[{"address": "2001:db8::1"}]), "classes[0].gateways[0].address", '"2001:db8::1"', "IPv4"),
+    "IPv6 gateway and a node without IPv6": (broken(gateways=[{"address": "2001:db8::1"}]) | {"nodes": ["192.0.2.0/24", "2001:db8::1"]},
+                                             "classes[0].gateways[0].address", '"2001:db8::1"', "none of that family"),
     "host bits": (broken(destinations=["10.1.2.3/8"]), "classes[0].destinations[0]", '"10.1.2.3/8"', "10.0.0.0/8"),
     "host bits in clusterCIDRs": (BOTH | {"clusterCIDRs": ["10.244.0.1/16"]}, "clusterCIDRs[0]", '"10.244.0.1/16"', "host bits"),
     "prefix length": (broken(destinations=["10.0.0.0/33"]), "classes[0].destinations[0]", '"10.0.0.0/33"', "0 to 32"),
@@ -121,8 +123,10 @@ BAD = {
     "egress IP of a node": (broken(egressIPs=["192.0.2.11"]), "classes[0].egressIPs[0]", '"192.0.2.11"', "a node uses it"),
     "loopback egress IP": (broken(egressIPs=["127.0.0.1"]), "classes[0].egressIPs[0]", '"127.0.0.1"', "loopback"),
     "no egress IP": (broken(egressIPs=[]), "classes[0].egressIPs", "[]", ""),
-    "several egress IPs": (broken(egressIPs=["203.0.113.7", "203.0.113.8"]), "classes[0].egressIPs", "", "not supported"),
-    "several gateways": (broken(gateways=[{"address": ADDRESS}, {"address": "192.0.2.11"}]), "classes[0].gateways", "", "not supported"),
+    "gateway twice": (broken(gateways=[{"address": ADDRESS}, {"address": ADDRESS}]), "classes[0].gateways[1].address",
+                      f'"{ADDRESS}"', "already"),
+    "next hop on no network of ours": (broken(egressIPs=None, gateways=[{"address": "198.51.100.1", "via": "nexthop"}]),
+                                       "classes[0].gateways[0].address", '"198.51.100.1"', "interface"),
     "gateway that is no node": (broken(gateways=[{"address": "192.0.2.99"}]), "classes[0].gateways[0].address", '"192.0.2.99"', "nodes"),
     "no nodes": ({"classes": [WEB]}, "nodes", "", "missing"),
     "nodes without this one": (BOTH | {"classes": [FAR], "nodes": ["192.0.2.11"]}, "nodes", "", "this node"),
@@ -198,7 +202,7 @@ def test_egress_ip_that_this_node_has_without_being_the_gateway_is_refused(appli
     applied.run("ip addr add 203.0.113.9/32 dev eth0")
     before = applied.snapshot()
     done = applied.apply(check=False)
-    assert done.returncode == 2 and 'classes[1].egressIPs[0]: "203.0.113.9": this node uses the address' in done.stderr
+    assert done.returncode == 2 and 'classes[1].egressIPs: "203.0.113.9": this node uses the address' in done.stderr
     assert applied.snapshot() == before
 
 
@@ -209,7 +213,7 @@ def test_egress_ip_that_a_pod_has_is_refused(applied):
     applied.add(pod)
     before = applied.snapshot()
     done = applied.apply(configuration(WEB | {"egressIPs": ["203.0.113.50"]}, FAR), check=False)
-    assert done.returncode == 2 and 'classes[0].egressIPs[0]: "203.0.113.50": pod web/p5 uses this address' in done.stderr
+    assert done.returncode == 2 and 'classes[0].egressIPs: "203.0.113.50": pod web/p5 uses this address' in done.stderr
     assert applied.snapshot() == before
 
 
@@ -471,7 +475,10 @@ def test_status_and_pods_for_people_and_machines(applied, outside):
     assert machine["node"] == ADDRESS and machine["pods"] == 1 and machine["problems"] == []
     web, far = machine["classes"]
     assert (web["name"], web["role"], web["pods"], web["mark"]) == ("web", "gateway", 1, "0x1")
-    assert (far["name"], far["role"], far["pods"], far["gateway"]) == ("far", "worker", 0, "192.0.2.11")
+    assert (far["name"], far["role"], far["pods"]) == ("far", "worker", 0)
+    assert web["gateways"] == [{"address": ADDRESS, "path": "local", "ipv4": True, "ipv6": False}]
+    assert far["gateways"] == [{"address": "192.0.2.11", "path": "tunnel", "ipv4": True, "ipv6": False}]
+    assert web["egressIPs"] == [{"address": "203.0.113.7", "mark": "0x1"}] and far["egressIPs"] == []
     assert web["traffic"]["steered_local"]["packets"] > 0
     assert machine["gateways"][0]["address"] == "192.0.2.11"
     for word in ("healthy", "web", "far", "gateway", "worker", "192.0.2.11", "steered_local", "DROPPED"):
@@ -523,6 +530,18 @@ def another_value(name: str):
         return (f"bpftool map update pinned {PINS}/maps/{name} key {' '.join(map(str, key))} "
                 f"value {' '.join(map(str, [value[0] ^ 1, *value[1:]]))}")
     return command
+
+
+def test_apply_of_the_same_loads_no_program_again(applied):
+    """As long as all is pinned that this build has loaded; what somebody has put in the place of a pin is noticed."""
+    def loaded() -> list[str]:
+        return applied.run(f"strace -f -qq -e trace=bpf {CTL} apply 2>&1 | grep -c BPF_PROG_LOAD || true").stdout.split()
+    before = applied.classifier()
+    assert loaded() == ["0"] and applied.classifier() == before
+    applied.run(f"rm {PINS}/programs/classify; bpftool prog pin id $(bpftool -j prog show pinned {PINS}/programs/tunnel_in | "
+                f"grep -o '\"id\":[0-9]*' | cut -d: -f2) {PINS}/programs/classify")
+    assert loaded() != ["0"] and applied.classifier() != before
+    assert applied.status()["problems"] == [] and loaded() == ["0"]
 
 
 @pytest.mark.parametrize("damage, text", [

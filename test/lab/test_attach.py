@@ -202,6 +202,24 @@ def test_interface_without_a_hosts_end_is_a_typed_error(applied, plugin, kind):
         assert chain.add(plain).code == 0
 
 
+def test_host_device_may_be_a_veth_with_its_other_end_here(applied, outside):
+    """CNI-24, CNI-28: the result names no host's end at all."""
+    node = applied
+    node.run("ip link add host7 type veth peer name pod7; ip addr add 10.244.0.1/32 dev host7; ip link set host7 up; "
+             "ip route add 10.244.0.0/24 dev host7")
+    chain = Chain(node, [{"type": "host-device", "device": "pod7", "ipam": HOST_LOCAL}, OURS])
+    pod = real_pod(node, "p1")
+    assert chain.add(pod).code == 0
+    assert [i["name"] for i in chain.result["interfaces"]] == ["eth0"]
+    pod.address, pod.host_veth = chain.result["ips"][0]["address"].split("/")[0], "host7"
+    in_force(node, pod)
+    assert node.seen_as(pod) == EGRESS_IP
+    assert chain.check(pod).code == 0
+    for deleted in chain.delete(pod):
+        assert deleted.code == 0, deleted
+    assert node.traces_of_pods() == []
+
+
 def test_interface_of_no_kind_is_a_typed_error(applied):
     pod = applied.make_pod("p5", 5)
     refused(applied.pod_call("ADD", pod, IFNAME="lo"), 104, "lo")
@@ -211,13 +229,12 @@ def test_interface_of_no_kind_is_a_typed_error(applied):
 
 @pytest.mark.parametrize("where", ["other", "p5"], ids=["CNI-26 peer in a third namespace", "CNI-26 both ends in the pod"])
 def test_peer_that_is_not_on_this_node_is_a_typed_error(applied, where):
-    """The peer's index is also that of a device here: the number alone must not do."""
+    """A device here has the peer's index, and its own peer that of the pod's interface: numbers alone must not do."""
     node = applied
     pod = node.make_pod("p5", 5)
-    number = ifindex(node, pod)
-    node.run(f"ip netns add other; ip link del {pod.host_veth}; ip -n p5 link add name eth0 type veth peer name x; "
-             + (f"ip -n p5 link set x netns other index {number}" if where == "other" else "true"), check=False)
-    node.run(f"ip link add index {number} name innocent type veth peer name innocent1", check=False)
+    node.run(f"set -e; ip netns add other; ip netns add third; ip link del {pod.host_veth}\n"
+             f"ip -n p5 link add name eth0 index 700 type veth peer name x index 600 netns {where}\n"
+             "ip link add name innocent index 600 type veth peer name y index 700 netns third")
     refused(node.pod_call("ADD", pod), 104)
     assert node.traces_of_pods() == []
 
@@ -451,6 +468,24 @@ def test_del_succeeds_after_the_class_was_removed(applied):
     assert applied.traces_of_pods() == []
 
 
+def test_del_after_a_boot_with_a_record_from_before(applied):
+    """CNI-33, CNI-36: where /run is on a disk. The kernel's state is gone, and its numbers are given anew."""
+    node = applied
+    old = node.make_pod("old", 5, index=4000)
+    node.add(old)
+    record = node.record(old).read_text()
+    node.run("rm -r /run/egressclass; umount /sys/fs/bpf; mount -t bpf bpf /sys/fs/bpf; nft flush ruleset; ip link del egress0")
+    node.remove_pod(old)
+    node.apply()
+    new = node.make_pod("new", 5, index=4000)
+    node.add(new)
+    node.record(old).write_text(record)
+    for shape in (network(old.previous), network()):
+        node.delete(old, shape, NETNS="")
+        assert not node.record(old).exists()
+        in_force(node, new)
+
+
 def test_del_succeeds_after_down(applied):
     pod = applied.make_pod("p5", 5)
     applied.add(pod)
@@ -474,15 +509,18 @@ def test_check_of_a_healthy_pod_is_silent(applied):
 
 @pytest.mark.parametrize("damage, text", [
     ("rm {pins}/links/{index}", "pin of the classifier's link"),
+    ("bpftool link detach pinned {pins}/links/{index}", "detached"),
     ("FOREIGN", "another program"),
     ("bpftool map delete pinned {pins}/maps/attachments key hex {attachment_key}", "attachments"),
     ("ATTACHMENT", "attachments"),
     ("bpftool map delete pinned {pins}/maps/endpoints key hex {endpoint_key}", "10.244.0.5"),
     ("ENDPOINT", "10.244.0.5"),
     ("REPLACE", "another host veth"),
+    ("REPLACE NUMBER", "detached"),
     ("rm {pins}/maps/attachments", "attachments")],
-    ids=["CNI-42 program detached", "CNI-42 link replaced", "CNI-42 entry gone", "CNI-42 entry of another class", "CNI-42 address gone",
-         "CNI-42 address of another interface", "CNI-42 veth replaced", "CNI-42 map gone"])
+    ids=["CNI-42 pin gone", "CNI-42 program detached", "CNI-42 program replaced", "CNI-42 entry gone", "CNI-42 entry of another class",
+         "CNI-42 address gone", "CNI-42 address of another interface", "CNI-42 veth replaced", "CNI-42 veth replaced by one of its number",
+         "CNI-42 map gone"])
 def test_check_finds_what_is_not_as_add_left_it(applied, damage, text):
     node = applied
     pod = node.make_pod("p5", 5)
@@ -497,9 +535,9 @@ def test_check_finds_what_is_not_as_add_left_it(applied, damage, text):
         node.run(update("attachments", attachment, entry[:8] + b"\2" + entry[9:]))
     elif damage == "ENDPOINT":
         node.run(update("endpoints", endpoint, place[:8] + b"\1" + place[9:]))
-    elif damage == "REPLACE":
+    elif damage.startswith("REPLACE"):
         node.remove_pod(pod)
-        pod = node.make_pod("p5", 5)
+        pod = node.make_pod("p5", 5, index=number if "NUMBER" in damage else number + 100)
     else:
         node.run(damage.format(pins=PINS, index=number, attachment_key=attachment.hex(" "), endpoint_key=endpoint.hex(" ")))
     before = node.snapshot()

@@ -37,7 +37,7 @@ def pod(applied, outside) -> NetPod:
 # --- maps of another version
 
 def another_layout(node: LightNode) -> None:
-    value = struct.pack("I", 2) + node.map("node")[bytes(4)][4:]
+    value = struct.pack("I", 99) + node.map("node")[bytes(4)][4:]
     node.run(f"bpftool map update pinned {PINS}/maps/node key 0 0 0 0 value {' '.join(map(str, value))}")
 
 

@@ -137,7 +137,7 @@ def test_log_that_cannot_be_written_fails_nothing(node, setup, request):
     started = time.monotonic()
     for fails in (False, True):
         assert LINE.fullmatch(add(node, fails, logLevel="info", logFile=file).err)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10      # a call that waits for a reader ends after 25
 
 
 def test_stderr_that_cannot_be_written_fails_nothing(node):

@@ -9,10 +9,11 @@ import time
 from collections import Counter
 
 import pytest
-from inside import PINS, RUN, Stepper, inside
+from inside import BPF, PINS, RUN, Stepper, inside
 from light_node import PLUGIN, network
+from tcx import LINK_CREATE
 
-CLOEXEC, AF_NETLINK = 0o2000000, 16
+CLOEXEC, AF_NETLINK, MAP_UPDATE = 0o2000000, 16, 2
 NAMES = {"x86_64": {2: "open", 22: "pipe", 32: "dup", 33: "dup2", 41: "socket", 42: "connect", 53: "socketpair", 56: "clone", 57: "fork",
                     58: "vfork", 59: "execve", 85: "creat", 257: "openat", 435: "clone3", 437: "openat2"},
          "aarch64": {56: "openat", 198: "socket", 199: "socketpair", 203: "connect", 220: "clone", 221: "execve", 23: "dup", 435: "clone3",
@@ -47,6 +48,29 @@ def test_every_verb_asks_the_kernel_and_nobody_else(applied, namespace):
         if verb == "VERSION" or (verb == "ADD" and namespace == "other"):
             assert found["file"] <= 4 and found["netlink"] == 0, (verb, found)
     assert applied.traces_of_pods() == []
+
+
+WRITES = {"x86_64": {1: "write", 74: "fsync", 82: "rename", 264: "rename", 316: "rename"},
+          "aarch64": {64: "write", 82: "fsync", 38: "rename", 276: "rename"}}[os.uname().machine]
+
+
+def writes(pod) -> list[str]:
+    """What ADD does to files, maps and hooks, in order."""
+    program, found = Stepper.plugin("ADD", pod), []
+    while program.step():
+        number, *arguments = program.system_call()
+        if number == BPF and arguments[0] in (MAP_UPDATE, LINK_CREATE):
+            found.append("attach" if arguments[0] == LINK_CREATE else "entry")
+        elif number in WRITES and (WRITES[number] == "rename" or arguments[0] > 2):
+            found.append(WRITES[number])
+    assert program.end().code == 0
+    return found
+
+
+def test_the_record_is_on_disk_before_the_kernel_is_changed(applied):
+    """CNI-57, CNI-58"""
+    found = inside(applied, writes, applied.make_pod("p5", 5))
+    assert found == ["write", "fsync", "rename", "fsync", "entry", "entry", "attach"]
 
 
 def test_no_call_waits_for_ever(applied):

@@ -10,8 +10,9 @@ import signal
 import time
 
 import pytest
+from inside import inside, least_cpu_time
 from labkit.assets import REPOSITORY
-from light_node import (ANNOTATIONS, BOTH, FAR, PINS, PLUGIN, VERSIONS, WEB, Answer, LightNode, configuration, egress_class,
+from light_node import (ANNOTATIONS, BOTH, FAR, PINS, PLUGIN, VERSIONS, WEB, Answer, LightNode, NetPod, configuration, egress_class,
                         network)
 
 RESULT = {"cniVersion": "1.0.0", "interfaces": [{"name": "br0"}, {"name": "v1"}, {"name": "eth0", "sandbox": "/run/netns/p"}],
@@ -183,7 +184,7 @@ def test_version_answers_whatever_stdin_holds(shared, stdin, version):
 def test_version_does_not_wait_for_stdin(shared):
     """CNI-04: an operator at a terminal, or a runtime that leaves stdin open."""
     with shared.popen([str(PLUGIN)], env={"CNI_COMMAND": "VERSION"}, stdin=-1, stdout=-1) as process:
-        deadline = time.monotonic() + 1.5
+        deadline = time.monotonic() + 10
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         ended = process.poll()
@@ -191,16 +192,12 @@ def test_version_does_not_wait_for_stdin(shared):
         assert ended == 0
 
 
-@pytest.mark.parametrize("verb", ["VERSION", "ADD"], ids=["CNI-04 VERSION", "CNI-22 ADD of a pod without a class"])
-def test_cheap_verbs_take_milliseconds(shared, verb):
-    """The bound is that of a busy machine with two CPUs, fork and exec included; the benchmark measures."""
-    shared.write("/run/config.json", json.dumps(CONFIG))
-    script = f"for i in $(seq 50); do {PLUGIN} </run/config.json >/dev/null || exit 1; done"
-    env = {"PATH": "/usr/bin:/bin", "CNI_COMMAND": verb} | {f"CNI_{key}": value for key, value in ATTACHMENT.items()}
-    started = time.monotonic()
-    with shared.popen(script, env=env) as process:
-        assert process.wait(60) == 0
-    assert (time.monotonic() - started) / 50 < 0.04
+@pytest.mark.parametrize("verb", [case("CNI-04 VERSION", "VERSION"), case("CNI-22 ADD of a pod without a class", "ADD"),
+                                  case("CNI-49 STATUS", "STATUS")])
+def test_cheap_verbs_take_milliseconds(applied, verb):
+    """The benchmark measures how many."""
+    pod = NetPod("c1", "10.244.0.5", "", namespace="other", previous=RESULT)
+    assert inside(applied, least_cpu_time, verb, pod if verb == "ADD" else None) < 0.005
 
 
 # --- prevResult
@@ -375,6 +372,8 @@ def test_nobody_can_say_the_class_of_a_pod_while_the_configuration_is_broken(nod
     node.configure('{"classes": [,]}')
     answer = node.call("ADD", CONFIG, **pod_of("web"))
     error(Answer(answer.code, answer.out, ""), 102, "/etc/egressclass/config.json", "line 1")
+    node.run("truncate -s 17M /etc/egressclass/config.json")
+    error(node.call("ADD", CONFIG, **pod_of("web")), 102, "/etc/egressclass/config.json", "more than")
     node.run("rm /etc/egressclass/config.json; mkdir /etc/egressclass/config.json")
     error(node.call("ADD", CONFIG, **pod_of("web")), 102, "/etc/egressclass/config.json", "Is a directory")
 
@@ -499,6 +498,7 @@ def test_del_needs_nothing(node, setup):
 
 @pytest.mark.parametrize("break_it", [
     case("CNI-38 maps without pins", f"rm {PINS}/maps/attachments"),
+    case("CNI-38 state folder leads nowhere", "mv /run/egressclass /run/before; ln -s /nowhere /run/egressclass"),
     case("CNI-38 record is a folder", "rm /run/egressclass/attachments/*; mkdir -p /run/egressclass/attachments/lab,p1,eth0/x; "
                                       f"rm -r {PINS}")])
 def test_error_of_del_has_no_words_that_runtimes_take_for_success(applied, break_it):
@@ -611,7 +611,7 @@ STATUS = network(version="1.1.0")
 
 
 def test_status_says_whether_add_would_work(node):
-    """CNI-50: not available, and not available with pods that suffer. CNI-51: no state of the plugin's own."""
+    """CNI-50: not available, and not available with pods that suffer. CNI-51: whatever STATUS said, ADD and DEL do what they can."""
     silent(node.call("STATUS", STATUS))         # no configuration: nothing to be ready for
     node.configure(BOTH)
     error(node.call("STATUS", STATUS), 50, "egressctl apply")
@@ -623,19 +623,17 @@ def test_status_says_whether_add_would_work(node):
     silent(node.call("STATUS", STATUS))
     node.ctl("down")
     error(node.call("STATUS", STATUS), 51, "1 running pods")
+    assert passed_on(node.call("ADD", CONFIG, **pod_of("other"))) == RESULT
+    error(node.call("ADD", CONFIG, **pod_of("web")), 103)
+    silent(node.call("DEL", CONFIG, **pod_of("web")))
     node.apply()
     silent(node.call("STATUS", STATUS))
 
 
-def test_status_is_quick_and_has_no_side_effects(applied):
+def test_status_has_no_side_effects(applied):
     """CNI-49"""
     before = applied.snapshot()
-    times = []
-    for _ in range(10):
-        started = time.monotonic()
-        silent(applied.call("STATUS", STATUS))
-        times.append(time.monotonic() - started)
-    assert sorted(times)[5] < 0.1
+    silent(applied.call("STATUS", STATUS))
     assert applied.snapshot() == before
 
 

@@ -9,8 +9,9 @@ import os
 import random
 import struct
 import subprocess
-import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from inside import (PINS, RUN, Call, Kernel, Stepper, call, ctl, ifindex_of, ins
 from light_node import CTL, ENVIRONMENT, WEB, NetPod, configuration, egress_class
 from tcx import bpf
 
-ROUNDS = int(os.environ.get("EC_ROUNDS", "500"))
-LONGEST = 12        # seconds for one call: the lock's own limit is 10
+ROUNDS = 10_000
+LONGEST = 30        # seconds for one call: its own limit is 25, that of a lock 10, and it says so
 BLOCKED = 0.02      # seconds after which one side counts as waiting for the other
 
 CLASSES = {name: 100 + number for number, name in enumerate(("web", "one", "two", "three", "four"))}
@@ -96,14 +97,12 @@ def all_at_once(verb: str, pods: list[NetPod], **env: str) -> None:
         assert answer.code == 0, answer
 
 
-def hundred_at_once() -> float:
+def hundred_at_once() -> None:
     configure(SEVERAL)
     ctl("apply")
     kernel, pods = Kernel(), make_pods(100, [*CLASSES, "none"])
-    started = time.monotonic()
     all_at_once("ADD", pods)
     all_at_once("ADD", pods)        # once more for the same pods: no harm
-    took = time.monotonic() - started
     classed = [p for p in pods if p.namespace != "none"]
     assert [wrong for p in classed if (wrong := mapping(kernel, p, CLASSES))] == []
     assert len(kernel.attachments.keys()) == len(kernel.endpoints.keys()) == len(classed)
@@ -113,11 +112,10 @@ def hundred_at_once() -> float:
     all_at_once("DEL", pods)
     all_at_once("DEL", pods, NETNS="")
     clean(kernel, *pods)
-    return took
 
 
 def test_cni_56_a_hundred_adds_at_once_and_a_hundred_dels(node):
-    assert inside(node, hundred_at_once) < LONGEST
+    inside(node, hundred_at_once)
 
 
 # --- ADD and DEL of the same attachment
@@ -150,13 +148,13 @@ def meanwhile(stopped: Stepper, other: Call) -> tuple:
         return stopped.end(), other.answer(LONGEST)
 
 
-def one_inside_the_other(first: str, second: str, end_with: str) -> int:
+def one_inside_the_other(added: bool, first: str, second: str, end_with: str) -> int:
     configure(SEVERAL)
     ctl("apply")
     kernel, (p,) = Kernel(), make_pods(1, ["web"])
     wrong, number = [], 0
     while True:
-        if first == "DEL":
+        if added:
             succeed("ADD", p)
         program = Stepper.plugin(first, p)
         if not program.to_next(number, Stepper.leaves_a_trace):
@@ -176,10 +174,12 @@ def one_inside_the_other(first: str, second: str, end_with: str) -> int:
     return number
 
 
-@pytest.mark.parametrize("first, second, end_with", [("ADD", "DEL", "DEL"), ("ADD", "DEL", "GC"), ("DEL", "ADD", "DEL"),
-                                                     ("DEL", "ADD", "GC"), ("ADD", "ADD", "DEL"), ("DEL", "DEL", "DEL")])
-def test_one_call_in_the_middle_of_another_for_the_same_attachment(node, first, second, end_with):
-    assert inside(node, one_inside_the_other, first, second, end_with) > 40
+@pytest.mark.parametrize("added, first, second, end_with", [
+    (False, "ADD", "DEL", "DEL"), (False, "ADD", "DEL", "GC"), (False, "ADD", "ADD", "DEL"), (False, "DEL", "ADD", "GC"),
+    (True, "DEL", "ADD", "DEL"), (True, "DEL", "ADD", "GC"), (True, "DEL", "DEL", "DEL")],
+    ids=lambda value: value if isinstance(value, str) else "added" if value else "new")
+def test_one_call_in_the_middle_of_another_for_the_same_attachment(node, added, first, second, end_with):
+    assert inside(node, one_inside_the_other, added, first, second, end_with) > 40
 
 
 # --- the same ifindex and the same address, at once
@@ -260,16 +260,26 @@ OLD = configuration(ANOTHER, egress_class("old", egressIPs=["203.0.113.9"], vni=
 NEW = configuration(egress_class("new", egressIPs=["203.0.113.8"], vni=103), ANOTHER)
 
 
-def add_against(change, seconds: float) -> dict[str, int]:
-    """Pods of three classes come and go while `change` runs again and again. How often each happened."""
+def add_against(change) -> None:
+    """Pods of three classes come and go while `change` runs again and again."""
     configure(OLD)
     ctl("apply")
-    pods, wrong, count, end = make_pods(6, [*VNIS]), [], {"pods": 0, "refused": 0, "changes": 0}, time.monotonic() + seconds
+    pods, wrong, count = make_pods(6, [*VNIS]), [], Counter()
+    started = time.monotonic()
+
+    def is_over() -> bool:
+        took, rarest = time.monotonic() - started, min(count["changes"], *(count[p.name] for p in pods))
+        if took > 100:
+            wrong.append(f"a stall: {count}")
+        return bool(wrong) or (took > 5 and rarest >= 10)
 
     def come_and_go(p: NetPod) -> None:
-        while time.monotonic() < end:
+        while not is_over():
             answer = Call("ADD", p).answer(LONGEST)
-            count["refused" if answer.code else "pods"] += 1
+            if answer.code == 0:
+                count[p.name] += 1
+            elif answer.json["code"] != 103:
+                wrong.append(f"ADD {p.name}: {answer}")
             if answer.code == 0 and record(p) is not None:
                 try:
                     if what := mapping(Kernel(), p, VNIS):
@@ -283,23 +293,26 @@ def add_against(change, seconds: float) -> dict[str, int]:
                 wrong.append(f"DEL {p.name}, again: {answer}")
 
     def keep_changing() -> None:
-        while time.monotonic() < end:
+        while not is_over():
             change(count["changes"], wrong)
             count["changes"] += 1
 
-    threads = [threading.Thread(target=come_and_go, args=(p,)) for p in pods] + [threading.Thread(target=keep_changing)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads), "a stall"
+    def to_the_end(work, *arguments) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:      # noqa: BLE001: whatever it is, the others need not go on
+            wrong.append(repr(error))
+
+    with ThreadPoolExecutor(len(pods) + 1) as pool:
+        pool.submit(to_the_end, keep_changing)
+        for p in pods:
+            pool.submit(to_the_end, come_and_go, p)
     assert not wrong, "\n".join(wrong[:20])
     configure(OLD)
     ctl("apply")
     clean(Kernel(), *pods)
     ctl("down")
     assert not Path(PINS).exists() and not RUN.exists()
-    return count
 
 
 def run_ctl(wrong: list[str], *words: str) -> None:
@@ -320,8 +333,7 @@ def down_and_apply(turn: int, wrong: list[str]) -> None:
 
 @pytest.mark.parametrize("change", [change_classes, down_and_apply])
 def test_add_against_egressctl(node, change):
-    count = inside(node, add_against, change, 5)
-    assert count["changes"] >= 10 and count["pods"] >= 50, count
+    inside(node, add_against, change)
 
 
 FLOCK = {"x86_64": 73, "aarch64": 32}[os.uname().machine]
@@ -391,7 +403,7 @@ def links_of(program: int) -> int:
 
 
 def belongings() -> dict:
-    """All that could grow: kernel objects, pins, files, memory."""
+    """All that could grow: kernel objects, pins, files, memory, and processes, which hold descriptors and memory."""
     maps = {}
     for name in sorted(os.listdir(f"{PINS}/maps")):
         handle = pinned(f"{PINS}/maps/{name}")
@@ -402,41 +414,34 @@ def belongings() -> dict:
     users = [entry["id"] for entry in json.loads(shell("bpftool -j prog show")) if ours & set(entry.get("map_ids", ()))]
     classifier = json.loads(shell(f"bpftool -j prog show pinned {PINS}/programs/classify"))["id"]
     return {"maps": maps, "programs": users, "links": links_of(classifier), "pins": shell("find /sys/fs/bpf | sort"),
-            "files": shell(f"find {RUN} | sort"), "interfaces": shell("ip -o link | wc -l"),
-            "rules": shell("ip rule; nft list ruleset | grep -v counter | grep -v packets")}
+            "files": shell(f"find {RUN} | sort"), "processes": sum(name.isdigit() for name in os.listdir("/proc")),
+            "interfaces": shell("ip -o link | wc -l"), "rules": shell("ip rule; nft list ruleset | grep -v counter | grep -v packets")}
 
 
-def thousands(rounds: int) -> tuple[dict, dict, float]:
+def come_and_go_by_thousands() -> tuple[dict, dict]:
     configure(SEVERAL)
     ctl("apply")
-    pods, wrong = make_pods(4, ["web", "one", "two", "three"]), []
+    pods = make_pods(4, ["web", "one", "two", "three"])
     for p in pods:      # per-CPU parts and folders that come with the first use
         succeed("ADD", p)
         succeed("DEL", p)
+    clean(Kernel(), *pods)
 
     def work(p: NetPod) -> None:
-        for _ in range(rounds // len(pods)):
-            for verb in ("ADD", "DEL"):
-                answer = call(verb, p)
-                if answer.code:
-                    wrong.append(f"{verb} {p.name}: {answer}")
-                    return
+        for _ in range(ROUNDS // len(pods)):
+            succeed("ADD", p)
+            succeed("DEL", p)
 
-    settle = lambda: time.sleep(0.5)        # noqa: E731: the kernel frees memory after grace periods
-    settle()
-    before, started = belongings(), time.monotonic()
-    threads = [threading.Thread(target=work, args=(p,)) for p in pods]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    took = time.monotonic() - started
-    assert not wrong, "\n".join(wrong)
-    settle()
-    return before, belongings(), took
+    before = belongings()
+    with ThreadPoolExecutor(len(pods)) as pool:
+        for running in [pool.submit(work, p) for p in pods]:
+            running.result()
+    deadline = time.monotonic() + 10        # the kernel frees memory after grace periods
+    while (after := belongings()) != before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return before, after
 
 
 def test_thousands_of_adds_and_dels_leave_everything_as_it_was(node):
-    before, after, took = inside(node, thousands, ROUNDS)
-    print(f"{ROUNDS} rounds in {took:.1f} s")
+    before, after = inside(node, come_and_go_by_thousands)
     assert after == before

@@ -92,8 +92,9 @@ def test_nothing_leaves_a_gateway_that_has_lost_its_rules_and_apply_mends_it(own
 
 # So many prefixes make the step between the rules and the classes a long one, in which traffic and signals find their way
 MANY = ["0.0.0.0/0", *(f"100.{64 + n // 256 % 64}.{n % 256}.{n // 16384 * 32}/27" for n in range(40000))]
+# and so does the mark that billing had
 PARTNER_CLASS = {"name": "partner", "select": [{"namespaces": ["partner"]}], "destinations": MANY,
-                 "gateways": [{"address": GATEWAY}], "egressIPs": [PARTNER]}
+                 "gateways": [{"address": GATEWAY}], "egressIPs": [PARTNER], "mark": 1}
 BEFORE = json.dumps(CONFIGURATION)
 AFTER = json.dumps(CONFIGURATION | {"classes": [PARTNER_CLASS, CONFIGURATION["classes"][1]]})     # partner instead of billing
 TRIES = 15

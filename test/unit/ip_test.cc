@@ -57,6 +57,14 @@ TEST(Ip, KeepsIpv4InTheMappedForm) {
   EXPECT_FALSE(ip("2001:db8::7").is_v4());
 }
 
+TEST(Ip, KnowsLinkLocalAddresses) {
+  for (const char* text : {"169.254.0.0", "169.254.255.255", "fe80::", "fe80::1", "febf:ffff::1"})
+    EXPECT_TRUE(ip(text).is_link_local()) << text;
+  for (const char* text : {"169.253.255.255", "169.255.0.0", "168.254.0.0", "0.0.169.254", "fe7f::1", "fec0::1",
+                           "ff02::1", "::", "2001:db8::fe80"})
+    EXPECT_FALSE(ip(text).is_link_local()) << text;
+}
+
 TEST(Prefix, WritesWhatItReads) {
   for (const char* text :
        {"0.0.0.0/0", "10.0.0.0/8", "192.0.2.128/25", "192.0.2.1/32", "::/0", "2001:db8::/33", "2001:db8::7/128"})

@@ -28,7 +28,7 @@ Pod pod(const std::string& name_space, const std::string& name, std::optional<st
 std::string chosen(const Config& config, const Pod& pod) {
   const auto choice = choose_class(config, pod, "config.json");
   if (!choice) return "error: " + choice.error().msg;
-  return *choice == nullptr ? "none" : (*choice)->name;
+  return choice->chosen == nullptr ? "none" : choice->chosen->name;
 }
 
 TEST(MatchesPattern, KnowsTheTwoWildcards) {
