@@ -43,7 +43,7 @@ objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
 
 PYTHON_FILES := scripts/lab scripts/demo $(wildcard scripts/labkit/*.py test/*/*.py test/*.py)
-SHELL_FILES  := scripts/deps .ci/run
+SHELL_FILES  := scripts/deps scripts/bootstrap.sh .ci/run
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
@@ -196,13 +196,15 @@ lint: $(SKELETON)
 fmt:
 	$(Q)clang-format -i $(CXX_FILES) $(BPF_FILES)
 
+# The plugin waits in libexec until bootstrap puts it where the runtime looks.
 install: all
-	install -D -m 0755 $(B)/egressclass $(DESTDIR)/opt/cni/bin/egressclass
+	install -D -m 0755 $(B)/egressclass $(DESTDIR)$(PREFIX)/libexec/egressclass/egressclass
 	install -D -m 0755 $(B)/egressctl $(DESTDIR)$(PREFIX)/sbin/egressctl
+	install -D -m 0755 scripts/bootstrap.sh $(DESTDIR)$(PREFIX)/sbin/egressclass-bootstrap
 	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/examples conf/examples/*.json
-	install -D -m 0644 conf/bridge.conflist $(DESTDIR)$(PREFIX)/share/egressclass/bridge.conflist
-	install -D -m 0644 conf/egressclass.service $(DESTDIR)/etc/systemd/system/egressclass.service
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/conflists conf/*.conflist
+	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system conf/*.service
 
 clean:
 	rm -rf $(B)
