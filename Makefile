@@ -2,8 +2,9 @@
 #
 #   make            build everything            make demo       a fleet in namespaces shows that it works
 #   make test       all four kinds of tests     make lint       formatting, clang-tidy, shellcheck
-#   make deps       install what that needs     make install    DESTDIR= PREFIX=
-#   make fmt        format the sources          make clean
+#   make deps       install what that needs     make install    DESTDIR= PREFIX= UNITS=
+#   make fmt        format the sources          make dist       a tarball and a .deb in build/dist
+#   make clean
 #
 #   make test-thorough, fuzz, bench-cni: what takes many minutes, or an idle machine
 #
@@ -16,6 +17,7 @@ MAKEFLAGS += --no-builtin-rules
 
 B      := build
 PREFIX ?= /usr/local
+UNITS  ?= /etc/systemd/system
 CLANG  ?= clang
 CXX    := g++
 PYTHON := /usr/bin/python3
@@ -26,7 +28,8 @@ ARCH_INCLUDE := /usr/include/$(shell $(CXX) -print-multiarch 2>/dev/null || gcc 
 
 CPPFLAGS := -Iplugin -Ibpf -isystem $(B)/bpf -isystem /usr/include/libnl3 -MMD -MP
 # -Wno-restrict: GCC 12 warns of std::string's own operator+ (GCC bug 105651).
-CXXFLAGS := -std=c++20 -O2 -g -fstack-protector-strong -Wall -Wextra -Wshadow -Wconversion -Werror -Wno-restrict $(EXTRA_CXXFLAGS)
+CXXFLAGS := -std=c++20 -O2 -g -fstack-protector-strong -Wall -Wextra -Wshadow -Wconversion -Werror -Wno-restrict \
+            -ffile-prefix-map=$(CURDIR)=. $(EXTRA_CXXFLAGS)
 BPFFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -idirafter $(ARCH_INCLUDE) -MMD -MP
 
 UTIL     := $(wildcard plugin/util/*.cc)
@@ -43,11 +46,11 @@ objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
 
 PYTHON_FILES := scripts/lab scripts/demo $(wildcard scripts/labkit/*.py test/*/*.py test/*.py)
-SHELL_FILES  := scripts/deps scripts/bootstrap.sh .ci/run
+SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh .ci/run
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
-.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough fuzz bench-cni bench-apply lint fmt install clean
+.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough fuzz bench-cni bench-apply lint fmt install dist clean
 all: $(B)/egressclass $(B)/egressctl
 
 # One static executable: it is copied onto hosts that have none of our libraries.
@@ -71,6 +74,7 @@ $(B)/bpf/%.bpf.o: bpf/%.bpf.c
 	$(call say,BPF,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPFFLAGS) -c -o $@ $<
+	$(Q)llvm-strip --strip-debug $@
 
 $(B)/bpf/%.skel.h: $(B)/bpf/%.bpf.o
 	$(call say,SKEL,$@)
@@ -204,7 +208,20 @@ install: all
 	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/examples conf/examples/*.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/conflists conf/*.conflist
-	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system conf/*.service
+	install -d $(DESTDIR)$(UNITS)
+	for unit in conf/*.service; do \
+	    sed 's|/usr/local/|$(PREFIX)/|' $$unit | install -m 0644 /dev/stdin $(DESTDIR)$(UNITS)/$${unit#conf/}; done
+
+# Two checkouts of the same commit make the same bytes.
+VERSION := $(shell sed -n 's/.*kVersion = "\(.*\)".*/\1/p' plugin/util/version.h)
+STAGE   := $(B)/dist/stage
+dist: all
+	$(Q)rm -rf $(B)/dist
+	$(Q)$(MAKE) --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr UNITS=/lib/systemd/system >/dev/null
+	$(Q)strip --strip-all $(STAGE)/usr/libexec/egressclass/egressclass $(STAGE)/usr/sbin/egressctl
+	$(Q)scripts/dist $(STAGE) $(B)/dist $(VERSION)
+	$(Q)rm -rf $(STAGE)
+
 
 clean:
 	rm -rf $(B)

@@ -19,6 +19,7 @@
 #include "cni/protocol.h"
 #include "cni/verbs.h"
 #include "util/file.h"
+#include "util/version.h"
 
 namespace {
 
@@ -97,8 +98,8 @@ void run() {
   if (command == nullptr || *command == '\0') {
     std::string versions;
     for (const std::string& version : cni::kSupportedVersions) versions += " " + version;
-    std::fprintf(stderr, "egressclass: chained CNI plugin, gives pods their egress class\nCNI versions:%s\n",
-                 versions.c_str());
+    std::fprintf(stderr, "egressclass %s: chained CNI plugin, gives pods their egress class\nCNI versions:%s\n",
+                 kVersion, versions.c_str());
     return;
   }
   std::string cni_version;

@@ -3,10 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "core/config.h"
 #include "ctl/cni.h"
 #include "ctl/commands.h"
+#include "util/version.h"
 
 namespace egressclass::ctl {
 
@@ -20,6 +22,7 @@ namespace {
 int run(int argc, char** argv) {
   CLI::App app{"Egress classes of this node: which pods leave through which gateway, with which IP"};
   app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("egressctl ") + kVersion);
   int result = kSuccess;
 
   std::string file = kConfigPath;
