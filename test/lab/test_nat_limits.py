@@ -229,4 +229,4 @@ def test_many_short_connections(fleet, pods, connections, family, seconds):
     print(dict(found))
     assert (found["failed"], found["foreign"]) == (0, 0)
     assert found["made"] == found["connections"] >= 0.98 * rate * seconds
-    assert exhausted(fleet) == before
+    assert exhausted(fleet) - before <= found["slow"]       # two processors that took the same port at once: one has to send its SYN again
