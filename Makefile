@@ -30,7 +30,8 @@ CPPFLAGS := -Iplugin -Ibpf -isystem $(B)/bpf -isystem /usr/include/libnl3 -MMD -
 # -Wno-restrict: GCC 12 warns of std::string's own operator+ (GCC bug 105651).
 CXXFLAGS := -std=c++20 -O2 -g -fstack-protector-strong -Wall -Wextra -Wshadow -Wconversion -Werror -Wno-restrict \
             -ffile-prefix-map=$(CURDIR)=. $(EXTRA_CXXFLAGS)
-BPFFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -idirafter $(ARCH_INCLUDE) -MMD -MP
+BPFFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror -idirafter $(ARCH_INCLUDE) \
+            -ffile-prefix-map=$(CURDIR)=. -MMD -MP
 
 UTIL     := $(wildcard plugin/util/*.cc)
 CORE     := $(wildcard plugin/core/*.cc)

@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/bootstrap.sh on the folders of a node, without a runtime: what it makes of others' files. CNI-67 to CNI-78 are items of the
+checklist that these tests stand for."""
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from labkit.assets import REPOSITORY
+
+SCRIPT, PLUGIN = REPOSITORY / "scripts/bootstrap.sh", REPOSITORY / "build/egressclass"
+OK, FAILED, REFUSED, NO_NETWORK, BROKEN, STALE, ABSENT, FOUGHT = range(8)
+ENTRY = '{ "type": "egressclass", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }'
+PLAIN = """{
+  "cniVersion": "1.0.0",
+  "name": "pods",
+  "plugins": [
+    { "type": "bridge", "mtu": 1e3 },
+    { "type": "portmap", "capabilities": { "portMappings": true } }
+  ]
+}
+"""
+WITH = PLAIN.replace("true } }\n  ]", "true } },\n    " + ENTRY + "\n  ]")
+SINGLE = '{ "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "cni0" }\n'
+
+
+@dataclass
+class Node:
+    """A root with the folders of containerd in it."""
+    root: Path
+
+    @property
+    def net(self) -> Path:
+        return self.root / "etc/cni/net.d"
+
+    @property
+    def plugin(self) -> Path:
+        return self.root / "opt/cni/bin/egressclass"
+
+    def words(self, command: str, *options) -> list:
+        return [SCRIPT, command, "--root", self.root, *(["--wait", "00"] if command == "install" else []), *options]
+
+    def run(self, command: str, *options, expect: int = OK, path: str = "") -> subprocess.CompletedProcess:
+        done = subprocess.run(self.words(command, *options), capture_output=True, text=True, timeout=60, cwd="/",
+                              env={"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin"})
+        assert done.returncode == expect, (done.returncode, done.stdout, done.stderr)
+        return done
+
+    def write(self, text: str | bytes, name: str = "10-pods.conflist") -> Path:
+        file = self.net / name
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return file
+
+    def files(self) -> dict[str, tuple]:
+        """All there is, with what must not change by the way."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            stat = path.lstat()
+            found[str(path.relative_to(self.root))] = (oct(stat.st_mode), stat.st_uid, stat.st_gid,
+                                                       path.read_bytes() if path.is_file() else b"")
+        return found
+
+
+@pytest.fixture
+def node(tmp_path) -> Node:
+    found = Node(tmp_path / "root")
+    found.net.mkdir(parents=True)
+    return found
+
+
+def types(text: str) -> list[str]:
+    return [plugin["type"] for plugin in json.loads(text)["plugins"]]
+
+
+def until(met: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.02)
+
+
+# --- install and uninstall
+
+HOSTILE = {
+    "plain": PLAIN, "one line": '{"cniVersion":"0.3.1","name":"n","plugins":[{"type":"ptp"}]}',
+    "odd blanks": '\n\t{ "cniVersion":\t"1.0.0","plugins" :[\n\n{"type" :  "ptp"}\t,{"type":"tuning"}  ] ,"name": "n"\r\n}  \n\n',
+    "what looks like structure": '{"cniVersion":"1.0.0","name":"n","x":"]}[{\\"plugins\\":[","plugins":[{"type":"ptp","y":"]},{\\\\"}]}',
+    "unknown keys and numbers": '{"cniVersion":"1.0.0","name":"n","a":1.50e+3,"b":-0,"c":12345678901234567890123,"plugins":[{"type":"ptp","z":[[],{}]}],"d":null}',
+    "keys after": '{"plugins":[{"type":"ptp"}],"name":"n","disableCheck":true,"cniVersion":"0.4.0"}',
+    "sixty plugins": json.dumps({"cniVersion": "1.1.0", "name": "n", "plugins": [{"type": f"p{number}"} for number in range(60)]}, indent=3),
+    "not ASCII": '{"cniVersion":"1.0.0","name":"n","kommentar":"Größe \\u00e4 ✓","plugins":[{"type":"ptp"}]}'}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_cni_69_what_is_not_ours_stays_byte_for_byte(node, text):
+    """The entry is all that comes; and when it goes the file is what it was."""
+    file = node.write(text)
+    node.run("install")
+    now = file.read_bytes().decode()
+    assert types(now) == types(text) + ["egressclass"]
+    assert ENTRY in now
+    came = len(now) - len(text)
+    at = len(os.path.commonprefix([now, text]))
+    assert now[at + came:] == text[at:], "more than one piece came"
+    node.run("uninstall")
+    assert file.read_bytes() == text.encode()
+
+
+def test_cni_67_the_plugin_comes_first_and_stays_when_the_entry_goes(node):
+    """Of no list that names it is the plugin ever missing: a list that cannot be changed leaves it behind."""
+    file = node.write(PLAIN)
+    node.run("install")
+    assert (file.read_text(), node.plugin.read_bytes(), node.plugin.stat().st_mode & 0o7777) == (WITH, PLUGIN.read_bytes(), 0o755)
+    node.run("uninstall")
+    assert file.read_text() == PLAIN and node.plugin.exists()
+    node.plugin.unlink()
+    node.write("{", "00-broken.conflist")
+    node.run("install", expect=BROKEN)
+    assert node.plugin.exists() and file.read_text() == PLAIN
+
+
+def test_cni_67_a_running_plugin_is_replaced(node):
+    """No ETXTBSY: another file takes the name. A link in its place, or a folder's mode, is no obstacle."""
+    node.write(PLAIN)
+    node.plugin.parent.mkdir(parents=True)
+    shutil.copy("/bin/sleep", node.plugin)
+    with subprocess.Popen([node.plugin, "30"]) as running:
+        node.run("install")
+        running.kill()
+    assert node.plugin.read_bytes() == PLUGIN.read_bytes()
+    node.plugin.unlink()
+    node.plugin.symlink_to("/bin/true")
+    node.run("install")
+    assert not node.plugin.is_symlink() and node.plugin.read_bytes() == PLUGIN.read_bytes()
+
+
+def test_cni_68_mode_owner_and_link_are_kept(node):
+    target = node.root / "elsewhere.conflist"
+    target.write_text(PLAIN)
+    target.chmod(0o640)
+    os.chown(target, 1234, 4321)
+    (node.net / "10-pods.conflist").symlink_to(target)
+    node.run("install")
+    stat = target.stat()
+    assert (oct(stat.st_mode & 0o7777), stat.st_uid, stat.st_gid, target.read_text()) == ("0o640", 1234, 4321, WITH)
+    assert (node.net / "10-pods.conflist").is_symlink() and sorted(path.name for path in node.net.iterdir()) == ["10-pods.conflist"]
+
+
+def test_cni_78_what_is_right_is_not_touched(node):
+    file = node.write(PLAIN)
+    node.run("install")
+    before, number = node.files(), file.stat().st_ino
+    for command in ("install", "status", "install"):
+        node.run(command)
+    assert node.files() == before and file.stat().st_ino == number
+    node.run("uninstall")
+    assert node.run("uninstall").stdout == ""
+
+
+@pytest.mark.parametrize("present, place", [
+    ('{ "type": "egressclass" }', 1), ('{"type":"egressclass","logLevel":"debug"}', 1), ('{"type":"egressclass"},{"type":"egressclass"}', 1)],
+    ids=["older", "other keys", "twice"])
+def test_cni_69_an_entry_that_is_there_is_brought_up_to_date_in_its_place(node, present, place):
+    """By its content, not by its presence; what comes after it stays after it."""
+    file = node.write('{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"ptp"},%s,{"type":"bandwidth"}]}' % present)
+    assert node.run("status", expect=STALE)
+    node.run("install")
+    plugins = json.loads(file.read_text())["plugins"]
+    assert [plugin["type"] for plugin in plugins] == ["ptp", "egressclass", "bandwidth"] and plugins[place] == json.loads(ENTRY)
+
+
+def test_an_entry_ahead_of_all_others_is_put_where_it_can_work(node):
+    file = node.write('{"cniVersion":"1.0.0","name":"n","plugins":[%s,{"type":"ptp"}]}' % ENTRY)
+    node.run("install")
+    assert types(file.read_text()) == ["ptp", "egressclass"]
+
+
+def test_the_operators_own_entry(node):
+    """By option, or by its file; one that the plugin would refuse is refused."""
+    file = node.write(PLAIN)
+    own = node.root / "etc/egressclass/entry.json"
+    own.parent.mkdir()
+    own.write_text('{"type": "egressclass", "logLevel": "debug"}\n')
+    node.run("install")
+    assert json.loads(file.read_text())["plugins"][-1] == {"type": "egressclass", "logLevel": "debug"}
+    own.write_text('{"type": "egressclass", "logLevel": "loud"}\n')
+    before = file.read_text()
+    assert "loud" in node.run("install", expect=REFUSED).stderr and file.read_text() == before
+    own.write_text('{"type": "bridge"}')
+    assert "its type is not" in node.run("install", expect=REFUSED).stderr and file.read_text() == before
+
+
+def test_cni_70_only_the_network_that_pods_get(node):
+    """The first by name, of whatever ending."""
+    first, second = node.write(PLAIN, "05-a.conflist"), node.write(PLAIN, "10-b.conflist")
+    node.write(PLAIN, "00-not-a-network.conflist.bak")
+    node.run("install")
+    assert (first.read_text(), second.read_text()) == (WITH, PLAIN)
+
+
+def test_cni_70_it_waits_for_the_primary_cni_and_never_invents_a_chain(node):
+    before = node.files()
+    assert "no network configuration yet" in node.run("install", expect=NO_NETWORK).stderr
+    assert set(node.files()) - set(before) <= {"opt", "opt/cni", "opt/cni/bin", "opt/cni/bin/egressclass"}
+    with subprocess.Popen(node.words("install", "--wait", "20"), stdout=subprocess.PIPE, text=True) as waiting:
+        time.sleep(0.7)
+        assert waiting.poll() is None
+        file = node.write(PLAIN)
+        assert waiting.wait(10) == OK
+    assert file.read_text() == WITH
+
+
+@pytest.mark.parametrize("name", ["10-pods.conf", "10-pods.json"])
+def test_cni_71_a_single_plugins_file_becomes_a_list_of_ours_ahead_of_it(node, name):
+    file = node.write(SINGLE, name)
+    node.run("install")
+    assert file.read_text() == SINGLE
+    made = json.loads((node.net / "10-pods-egressclass.conflist").read_text())
+    assert made["cniVersion"] == "0.4.0" and made["name"] == "pods" and [plugin["type"] for plugin in made["plugins"]] == ["bridge", "egressclass"]
+    assert sorted(path.name for path in node.net.iterdir())[0] == "10-pods-egressclass.conflist"
+    node.run("status")
+    node.run("uninstall")
+    assert [path.name for path in node.net.iterdir()] == [name] and file.read_text() == SINGLE
+
+
+BAD = {"empty": b"", "blanks": b" \n", "no JSON": b'{"name":', "no list": b"[]", "no name": b'{"plugins":[{"type":"a"}]}',
+       "no plugins": b'{"name":"n","plugins":[]}', "plugins is a map": b'{"name":"n","plugins":{}}', "no type": b'{"name":"n","plugins":[{}]}',
+       "byte order mark": b"\xef\xbb\xbf" + PLAIN.encode(), "not UTF-8": b'{"name":"n\xff","plugins":[{"type":"a"}]}',
+       "a key twice": b'{"name":"n","plugins":[{"type":"a"}],"plugins":[{"type":"b"}]}', "truncated": PLAIN.encode()[:-4]}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_a_file_that_the_runtime_cannot_load_is_named_and_left_alone(node, content):
+    file = node.write(content)
+    done = node.run("install", expect=BROKEN)
+    assert str(file) in done.stderr and file.read_bytes() == content
+    node.run("uninstall")
+    assert file.read_bytes() == content
+
+
+def test_only_our_own_entry_is_no_chain(node):
+    file = node.write('{"cniVersion":"1.0.0","name":"n","plugins":[%s]}' % ENTRY)
+    assert "chained" in node.run("install", expect=REFUSED).stderr and types(file.read_text()) == ["egressclass"]
+
+
+def test_a_folder_or_a_link_to_nowhere_in_the_place_of_a_network(node):
+    (node.net / "00-folder.conflist").mkdir()
+    file = node.write(PLAIN)
+    node.run("install")
+    assert file.read_text() == WITH
+    (node.net / "05-nowhere.conflist").symlink_to("/nowhere")
+    assert "05-nowhere.conflist" in node.run("install", expect=BROKEN).stderr
+
+
+def test_a_version_that_the_plugin_does_not_speak_is_refused(node):
+    file = node.write(PLAIN.replace("1.0.0", "2.5.0"))
+    done = node.run("install", expect=REFUSED)
+    assert "2.5.0" in done.stderr and "no pod would start" in done.stderr and "egressclass" not in file.read_text()
+
+
+# --- ways
+
+def test_cni_76_a_list_of_our_own_outlives_what_the_primary_does_to_its_file(node):
+    file = node.write(PLAIN)
+    node.run("install", "--way", "own")
+    own = node.net / "10-pods-egressclass.conflist"
+    assert (file.read_text(), own.read_text()) == (PLAIN, WITH)
+    node.write(PLAIN.replace("1e3", "1400"))
+    assert types(own.read_text())[-1] == "egressclass"
+    node.run("status", expect=STALE)
+    node.run("install")
+    assert own.read_text() == WITH.replace("1e3", "1400")
+    node.run("install", "--way", "edit")
+    assert not own.exists() and types(file.read_text())[-1] == "egressclass"
+
+
+@pytest.mark.parametrize("version, code", [("1.33.0", OK), ("1.34.2", OK), ("1.32.9", REFUSED)])
+def test_drop_in_of_a_runtime_that_looks_for_them(tmp_path, node, version, code):
+    (tmp_path / "crio").write_text(f"#!/bin/sh\necho crio version {version}\n")
+    (tmp_path / "crio").chmod(0o755)
+    file = node.write(PLAIN)
+    words = [SCRIPT, "install", "--way", "drop-in", "--runtime", "crio", "--conf-dir", node.net, "--bin-dir", node.plugin.parent]
+    done = subprocess.run(words, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, timeout=30)
+    assert done.returncode == code, done.stderr
+    drop_in = node.net / "pods/50-egressclass.conf"
+    assert file.read_text() == PLAIN and drop_in.exists() == (code == OK)
+    if code == OK:
+        assert json.loads(drop_in.read_text()) == json.loads(ENTRY)
+        node.run("uninstall")
+        assert not drop_in.parent.exists()
+    else:
+        assert "1.33 is the first" in done.stderr
+
+
+# --- what it says
+
+def test_cni_78_dry_run_shows_the_change_and_makes_none(node):
+    node.write(PLAIN)
+    before = node.files()
+    text = node.run("install", "--dry-run").stdout
+    assert "+    " + ENTRY in text and "--- " in text and node.files() == before
+    node.run("install")
+    before = node.files()
+    assert node.run("install", "--dry-run").stdout == "" and "-    " + ENTRY in node.run("uninstall", "--dry-run").stdout
+    assert node.files() == before
+
+
+def test_json_is_for_machines(node):
+    assert json.loads(node.run("install", "--json", expect=NO_NETWORK).stdout)["problem"]
+    node.write(PLAIN)
+    done = json.loads(node.run("install", "--json").stdout)
+    assert done["code"] == 0 and done["problem"] is None and any("changed" in line for line in done["did"])
+    status = json.loads(node.run("status", "--json").stdout)
+    assert status["plugin"]["state"] == "current" and status["conflist"]["entry"] == "current" and status["conflist"]["network"] == "pods"
+
+
+def test_status_by_its_exit_code(node):
+    node.run("status", expect=NO_NETWORK)
+    node.write(PLAIN)
+    node.run("status", expect=ABSENT)
+    node.run("install")
+    node.run("status")
+    node.plugin.write_bytes(b"older")
+    node.run("status", expect=STALE)
+
+
+def test_cni_76_status_names_the_pods_that_came_up_without_us(node):
+    cache = node.root / "var/lib/cni/results"
+    cache.mkdir(parents=True)
+    (node.root / "run/netns").mkdir(parents=True)
+    for name, text, alive in (("early", PLAIN, True), ("gone", PLAIN, False), ("late", WITH, True)):
+        if alive:
+            (node.root / f"run/netns/{name}").touch()
+        (cache / f"pods-{name}-eth0").write_text(json.dumps(
+            {"kind": "cniCacheV1", "containerId": name, "config": base64.b64encode(text.encode()).decode(), "networkName": "pods",
+             "cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name]],
+             "result": {"interfaces": [{"name": "eth0", "sandbox": f"/run/netns/{name}"}]}}))
+    node.write(PLAIN)
+    node.run("install")
+    done = node.run("status", expect=STALE)
+    assert "shop/early" in done.stdout and "shop/gone" not in done.stdout and "shop/late" not in done.stdout
+    node.run("uninstall", "--purge", expect=REFUSED)
+    assert node.plugin.exists()
+    (node.root / "run/netns/late").unlink()
+    node.run("uninstall", "--purge")
+    assert not node.plugin.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["reinstall"], ["install", "status"], ["install", "--way", "magic"], ["install", "--wait", "soon"],
+                                   ["install", "--conf-dir", "relative"], ["install", "--runtime", "docker"], ["install", "--way"],
+                                   ["watch", "--dry-run"], ["install", "--plugin", "/bin/false"]], ids=" ".join)
+def test_wrong_usage_changes_nothing(node, words):
+    node.write(PLAIN)
+    before = node.files()
+    done = subprocess.run([SCRIPT, *words, *(["--root", node.root] if words[-1:] != ["--way"] else [])], capture_output=True, text=True, timeout=30)
+    assert done.returncode == REFUSED and done.stderr.startswith("bootstrap: ") and node.files() == before, done
+
+
+# --- where things are
+
+@pytest.mark.parametrize("files, options, net, plugins", [
+    ({"var/lib/rancher/k3s/agent/etc/cni/net.d/": ""}, [], "var/lib/rancher/k3s/agent/etc/cni/net.d", "var/lib/rancher/k3s/data/cni"),
+    ({"var/snap/microk8s/current/args/cni-network/": ""}, [], "var/snap/microk8s/current/args/cni-network", "var/snap/microk8s/current/opt/cni/bin"),
+    ({"etc/cni/multus/net.d/": ""}, [], "etc/cni/multus/net.d", "var/lib/cni/bin"),
+    ({"etc/containerd/config.toml": '[plugins."x".cni]\n  # conf_dir = "/no"\n  bin_dir = "/b/in"\n  conf_dir = "/c/onf"\n'}, [], "c/onf", "b/in"),
+    ({"etc/containerd/config.toml": "bin_dirs = ['/b/one', '/b/two']\nconf_dir = '/c/onf'\n"}, [], "c/onf", "b/one"),
+    ({"etc/crio/crio.conf": 'network_dir = "/c/rio"\n', "etc/crio/crio.conf.d/10-x.conf": 'plugin_dirs = [\n  "/p/lugins",\n]\n'}, [],
+     "c/rio", "p/lugins"),
+    ({}, ["--conf-dir", "/my/net", "--bin-dir", "/my/bin"], "my/net", "my/bin")],
+    ids=["k3s", "microk8s", "OpenShift-like", "containerd", "containerd 2", "CRI-O", "by option"])
+def test_cni_74_folders_are_found(tmp_path, files, options, net, plugins):
+    root = tmp_path / "root"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if text:
+            (root / name).write_text(text)
+        else:
+            (root / name).mkdir()
+    (root / net).mkdir(parents=True, exist_ok=True)
+    (root / net / "10-pods.conflist").write_text(PLAIN)
+    Node(root).run("install", *options)
+    assert (root / net / "10-pods.conflist").read_text() == WITH and (root / plugins / "egressclass").exists()
+
+
+# --- many at once, and watch
+
+def test_cni_78_many_at_once_are_one_at_a_time(node):
+    file = node.write(PLAIN)
+    running = [subprocess.Popen(node.words("install"), stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    for process in running:
+        assert process.wait(60) == OK, process.stderr.read()
+        process.stderr.close()
+    assert file.read_text() == WITH and [path.name for path in node.net.iterdir()] == ["10-pods.conflist"]
+
+
+@contextmanager
+def watching(node: Node, *options) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(node.words("watch", *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(10)
+
+
+def test_cni_72_watch_waits_and_puts_back_what_others_undo(node):
+    """The primary that comes late, that writes its list anew, that renames it; and the plugin that somebody removes."""
+    shutil.rmtree(node.net)
+    with watching(node) as process:
+        time.sleep(0.5)
+        node.net.mkdir(parents=True)
+        file = node.write(PLAIN)
+        until(lambda: file.read_text() == WITH)
+        node.write(PLAIN.replace("1e3", "1400"), ".tmp").rename(file)
+        until(lambda: file.read_text() == WITH.replace("1e3", "1400"))
+        node.plugin.unlink()
+        until(node.plugin.exists)
+        earlier = node.write(PLAIN, "05-other.conflist")
+        until(lambda: earlier.read_text() == WITH)
+        assert process.poll() is None
+    assert process.returncode == OK and earlier.read_text() == WITH, "the end of a watch is no uninstall"
+
+
+def test_cni_72_watch_does_not_answer_itself(node):
+    """Half a second after the last change nothing happens any more."""
+    file = node.write(PLAIN)
+    with watching(node):
+        until(lambda: file.read_text() == WITH)
+        time.sleep(0.5)
+        before = file.stat()
+        time.sleep(1)
+        assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_cni_72_watch_gives_up_when_somebody_fights_back(node):
+    """It says so, and stops; the list is the other's last one."""
+    file = node.write(PLAIN, "05-cilium.conflist")
+    with watching(node, "--give-up", "04") as process:
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline:
+            if file.read_text() == WITH:
+                node.write(PLAIN, ".tmp").rename(file)
+            time.sleep(0.02)
+        said = process.stdout.read()
+        assert process.returncode == FOUGHT and "keeps undoing" in said and "cni.exclusive=false" in said, (process.returncode, said)
