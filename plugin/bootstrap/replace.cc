@@ -232,8 +232,14 @@ Result<Fd> lock_folder(const std::string& folder) {
 
 void sweep(const std::string& folder) {
   std::error_code ec;
-  for (const auto& entry : fs::directory_iterator(folder, ec))
-    if (entry.path().filename().string().starts_with(kTemporaryPrefix)) fs::remove(entry.path(), ec);
+  for (const auto& entry : fs::directory_iterator(folder, ec)) {
+    std::error_code gone;
+    if (entry.path().filename().string().starts_with(kTemporaryPrefix))
+      fs::remove(entry.path(), gone);
+    else if (entry.symlink_status(gone).type() == fs::file_type::directory)
+      for (const auto& inner : fs::directory_iterator(entry.path(), gone))
+        if (inner.path().filename().string().starts_with(kTemporaryPrefix)) fs::remove(inner.path(), gone);
+  }
 }
 
 void poke(const std::string& folder) { const Temporary nothing{fs::path(folder)}; }

@@ -28,7 +28,8 @@ Result<Written> replace_content(const std::string& path, const std::optional<std
 /// Makes `target` an executable with the content of `source`. False: it is that already. A running one goes on running.
 Result<bool> install_executable(const std::string& source, const std::string& target);
 
-/// Removes what a crash left of replace_content() in the folder. Nobody else may be at work there.
+/// Removes what a crash left of replace_content() in the folder, and in those below it, where drop-ins are. Nobody else
+/// may be at work there.
 void sweep(const std::string& folder);
 
 /// Makes who watches the folder look at it again: a change behind a link or in a folder below is not seen.

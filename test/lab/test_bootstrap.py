@@ -269,6 +269,23 @@ def test_a_version_that_the_plugin_does_not_speak_is_refused(node):
     assert "2.5.0" in done.stderr and "no pod would start" in done.stderr and "egressclass" not in file.read_text()
 
 
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "conf").glob("*.conflist")), ids=lambda file: file.stem)
+def test_the_lists_in_conf_are_what_install_makes(node, file):
+    """Of each primary CNI's own, as it ships it; the README points here."""
+    text = file.read_text()
+    placed = node.write(text)
+    node.run("install")
+    assert placed.read_text() == text and types(text)[-1] == "egressclass"
+    node.run("uninstall")
+    assert types(placed.read_text()) == types(text)[:-1]
+    node.run("install")
+    assert placed.read_text() == text
+
+
+def test_there_is_a_list_for_each_of_the_usual_primaries():
+    assert {file.stem for file in (REPOSITORY / "conf").glob("*.conflist")} == {"bridge", "ptp", "flannel", "calico", "kindnet"}
+
+
 # --- ways
 
 def test_cni_76_a_list_of_our_own_outlives_what_the_primary_does_to_its_file(node):
