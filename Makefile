@@ -42,6 +42,8 @@ NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
 CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
 BOOT     := $(wildcard plugin/bootstrap/*.cc)
 CTL      := $(wildcard plugin/ctl/*.cc) $(BOOT)
+AUDIT    := $(wildcard plugin/audit/*.cc)
+AGENT    := $(wildcard plugin/agent/*.cc)
 
 objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
@@ -52,16 +54,21 @@ CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
 .PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough fuzz bench-cni bench-apply lint fmt install dist clean
-all: $(B)/egressclass $(B)/egressctl
+all: $(B)/egressclass $(B)/egressctl $(B)/egressd
 
 # One static executable: it is copied onto hosts that have none of our libraries.
 $(B)/egressclass: $(call objects,$(UTIL) $(CORE) $(PROTOCOL) $(POD) $(CNI))
 	$(call say,LD,$@)
 	$(Q)$(CXX) $(CXXFLAGS) -static -Wl,--gc-sections,--no-warnings -o $@ $^ -lbpf -lelf -lz -lnl-route-3 -lnl-3 -pthread
 
-$(B)/egressctl: $(call objects,$(UTIL) $(CORE) $(POD) $(NODE) $(CTL))
+NODE_LIBS := -lbpf -lnl-route-3 -lnl-3 -lnftables -lz -pthread
+$(B)/egressctl: $(call objects,$(UTIL) $(CORE) $(POD) $(NODE) $(AUDIT) $(CTL))
 	$(call say,LD,$@)
-	$(Q)$(CXX) $(CXXFLAGS) -o $@ $^ -lbpf -lnl-route-3 -lnl-3 -lnftables
+	$(Q)$(CXX) $(CXXFLAGS) -o $@ $^ $(NODE_LIBS)
+
+$(B)/egressd: $(call objects,$(UTIL) $(CORE) $(POD) $(NODE) $(AUDIT) $(AGENT))
+	$(call say,LD,$@)
+	$(Q)$(CXX) $(CXXFLAGS) -o $@ $^ $(NODE_LIBS)
 
 # nlohmann's assertions are for the tests and the fuzzers: at 2000 classes they are a tenth of an apply.
 $(B)/obj/%.o: %.cc
@@ -69,7 +76,7 @@ $(B)/obj/%.o: %.cc
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -DNDEBUG -ffunction-sections -fdata-sections -c -o $@ $<
 
-$(call objects,$(NODE) $(CTL)): $(SKELETON)
+$(call objects,$(NODE) $(CTL) $(AGENT)): $(SKELETON)
 
 $(B)/bpf/%.bpf.o: bpf/%.bpf.c
 	$(call say,BPF,$<)
@@ -100,10 +107,10 @@ $(B)/san/%.o: %.cc
 
 $(call sanitized,$(BPF_TESTS) $(NODE)): $(SKELETON)
 
-$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT))
+$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT) $(AUDIT))
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -pthread
+	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -lz -pthread
 
 # What fills the maps.
 MAP_FILLERS := $(addprefix plugin/datapath/,plan_maps.cc port_sets.cc rulesets.cc)
@@ -205,6 +212,7 @@ fmt:
 install: all
 	install -D -m 0755 $(B)/egressclass $(DESTDIR)$(PREFIX)/libexec/egressclass/egressclass
 	install -D -m 0755 $(B)/egressctl $(DESTDIR)$(PREFIX)/sbin/egressctl
+	install -D -m 0755 $(B)/egressd $(DESTDIR)$(PREFIX)/sbin/egressd
 	install -D -m 0755 scripts/bootstrap.sh $(DESTDIR)$(PREFIX)/sbin/egressclass-bootstrap
 	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/examples conf/examples/*.json
@@ -219,7 +227,8 @@ STAGE   := $(B)/dist/stage
 dist: all
 	$(Q)rm -rf $(B)/dist
 	$(Q)$(MAKE) --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr UNITS=/lib/systemd/system >/dev/null
-	$(Q)strip --strip-all $(STAGE)/usr/libexec/egressclass/egressclass $(STAGE)/usr/sbin/egressctl
+	$(Q)strip --strip-all $(STAGE)/usr/libexec/egressclass/egressclass $(STAGE)/usr/sbin/egressctl \
+	    $(STAGE)/usr/sbin/egressd
 	$(Q)scripts/dist $(STAGE) $(B)/dist $(VERSION)
 	$(Q)rm -rf $(STAGE)
 

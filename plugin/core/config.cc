@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/config_agent.h"
 #include "core/config_gateways.h"
 #include "core/config_values.h"
 #include "core/json_reader.h"
@@ -66,7 +67,8 @@ class ConfigReader {
 };
 
 Config ConfigReader::read() {
-  if (!root_.is_object_of({"classes", "clusterCIDRs", "nodes", "annotations", "markMask", "tunnel"})) return {};
+  if (!root_.is_object_of({"classes", "clusterCIDRs", "nodes", "annotations", "markMask", "tunnel", "audit"}))
+    return {};
   const auto classes = root_.required("classes");
   const std::vector<Field> class_fields = classes ? classes->items() : std::vector<Field>();
   const bool any_class = !class_fields.empty();
@@ -74,6 +76,7 @@ Config ConfigReader::read() {
   if (const auto field = root_.member("markMask")) read_mask(*field);
   if (const auto field = root_.member("annotations")) config_.annotations = !read_choice(*field, "honour", "ignore");
   if (const auto field = root_.member("tunnel")) read_tunnel(*field);
+  if (const auto field = root_.member("audit")) config_.audit = read_audit(*field);
   if (const auto field = root_.member("clusterCIDRs"))
     config_.cluster_cidrs = read_prefixes(*field, LoneAddress::kRefused, true);
   if (const auto field = any_class ? root_.required("nodes") : root_.member("nodes"))

@@ -24,6 +24,7 @@ inline constexpr std::uint16_t kDefaultTunnelPort = 8479;
 struct SelectRule {
   std::vector<std::string> namespaces;
   std::vector<std::string> pods;
+  bool operator==(const SelectRule&) const = default;
 };
 
 struct Destination {
@@ -58,6 +59,20 @@ struct ClassConfig {
   std::uint32_t vni = 0;                  ///< key "vni", else a hash of the name: the same on every node
 };
 
+/// Key "audit": what egressd records of flows, and where to.
+struct AuditConfig {
+  std::string folder = "/var/log/egressclass";
+  std::uint32_t file_megabytes = 64;   ///< a file grows to this size, uncompressed
+  std::uint32_t max_megabytes = 4096;  ///< all files together; the oldest go first
+  std::uint32_t max_days = 90;         ///< how old a file may get
+  bool to_stdout = false;              ///< key "stdout": the lines as well
+  bool to_syslog = false;              ///< key "syslog": likewise, to the facility `daemon`
+  std::vector<std::string> classes;    ///< key "only": patterns; empty: all
+  std::vector<SelectRule> pods;        ///< likewise
+  std::vector<Prefix> destinations;    ///< likewise
+  bool operator==(const AuditConfig&) const = default;
+};
+
 struct Config {
   std::vector<ClassConfig> classes;
   std::vector<Prefix> cluster_cidrs;
@@ -65,6 +80,7 @@ struct Config {
   bool annotations = true;    ///< key "annotations": "honour" (default) or "ignore"
   std::uint32_t mark_mask = kDefaultMarkMask;
   std::uint16_t tunnel_port = kDefaultTunnelPort;
+  std::optional<AuditConfig> audit = AuditConfig{};  ///< no value: "audit": false
 
   const ClassConfig* find(const std::string& name) const;
 };

@@ -16,11 +16,6 @@ bool matches_any(const std::vector<std::string>& patterns, const std::string& te
                      [&text](const std::string& pattern) { return matches_pattern(pattern, text); });
 }
 
-bool matches(const SelectRule& rule, const Pod& pod) {
-  return (rule.namespaces.empty() || matches_any(rule.namespaces, pod.name_space)) &&
-         (rule.pods.empty() || matches_any(rule.pods, pod.name));
-}
-
 // "a, b, c and 12 more"
 template <class Items, class Text>
 std::string listed(const Items& items, Text text) {
@@ -69,6 +64,11 @@ Result<Choice> choose_class(const Config& config, const Pod& pod, const std::str
   for (std::size_t i = 0; i < config.classes.size(); ++i)
     if (config.classes[i].is_default) return Choice{&config.classes[i], "classes[" + std::to_string(i) + "].default"};
   return Choice{};
+}
+
+bool matches(const SelectRule& rule, const Pod& pod) {
+  return (rule.namespaces.empty() || matches_any(rule.namespaces, pod.name_space)) &&
+         (rule.pods.empty() || matches_any(rule.pods, pod.name));
 }
 
 bool matches_pattern(const std::string& pattern, const std::string& text) {

@@ -31,6 +31,8 @@ struct Choice {
 /// kNotEntitled) that names class and `config_file`: fail closed.
 Result<Choice> choose_class(const Config& config, const Pod& pod, const std::string& config_file);
 
+bool matches(const SelectRule& rule, const Pod& pod);
+
 /// `*` stands for any text, `?` for any one character, everything else for itself.
 bool matches_pattern(const std::string& pattern, const std::string& text);
 

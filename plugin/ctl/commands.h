@@ -34,6 +34,10 @@ struct Question {
 /// What becomes of a packet, step by step. kBadConfig: the question cannot be understood.
 int explain(const Question& question, bool json);
 
+/// Which pod had an egress IP and port ("ADDR:PORT[/PROTO]") at a time; empty: now. `folder`: of the audit's files;
+/// empty: by the configuration. kFailure when nobody had it, kBadConfig when the question cannot be understood.
+int who(const std::string& endpoint, const std::string& at, const std::string& folder, bool json);
+
 /// Prints the error to stderr; returns kFailure.
 int fail(const Error& error);
 

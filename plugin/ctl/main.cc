@@ -54,6 +54,18 @@ int run(int argc, char** argv) {
   explain_command->add_flag("--json", json, "for machines");
   explain_command->callback([&] { result = ctl::explain(question, json); });
 
+  std::string endpoint;
+  std::string at;
+  std::string folder;
+  auto* who_command =
+      app.add_subcommand("who", "which pod had an egress IP and port at a time, by this gateway's records");
+  who_command->add_option("endpoint", endpoint, "ADDR:PORT[/PROTO], [IPV6]:PORT")->required();
+  who_command->add_option("--at", at,
+                          "2026-11-27T12:00:01Z, or 12:00:01 of today; UTC unless it says a zone; default: now");
+  who_command->add_option("--folder", folder, "of the audit's files, if it is not that of the configuration");
+  who_command->add_flag("--json", json, "for machines");
+  who_command->callback([&] { result = ctl::who(endpoint, at, folder, json); });
+
   app.add_subcommand("down", "remove everything of ours from this node; pods with a class that still run stay closed")
       ->callback([&] { result = ctl::down(); });
 

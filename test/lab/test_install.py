@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from labkit.assets import REPOSITORY
 from light_node import BOTH, CTL, FAR, configuration, egress_class
+from units import capabilities
 
 PRIMARY = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.244.1.0/24"}}]}
 
@@ -61,18 +62,12 @@ def test_systemd_takes_the_unit(installed, unit):
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
-@pytest.mark.parametrize("unit, exposure", [("egressclass-watch.service", 20), ("egressclass.service", 30)])
+@pytest.mark.parametrize("unit, exposure", [("egressclass-watch.service", 20), ("egressclass.service", 30), ("egressd.service", 20)])
 def test_the_units_may_little(installed, unit, exposure):
     """In systemd's measure of 0 to 100. What each exception is for stands in the unit."""
     done = subprocess.run(["systemd-analyze", "security", "--offline=yes", f"--threshold={exposure}", installed / "etc/systemd/system" / unit],
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout[-3000:]
-
-
-def capabilities(unit: str) -> str:
-    """As setpriv(1) has them."""
-    (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", (REPOSITORY / "conf" / unit).read_text(), re.MULTILINE)
-    return ",".join(["-all", *("+" + name.removeprefix("CAP_").lower() for name in line.split())])
 
 
 def test_the_capabilities_of_the_unit_are_enough_for_apply(node, pair):

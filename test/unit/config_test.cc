@@ -46,7 +46,9 @@ constexpr const char* kValid = R"({
   "nodes": ["192.0.2.21", "192.0.2.22/32", "2001:db8::/64"],
   "annotations": "ignore",
   "markMask": "0x1f7f",
-  "tunnel": { "port": 4789 }
+  "tunnel": { "port": 4789 },
+  "audit": { "folder": "/srv/audit", "fileMegabytes": 8, "maxMegabytes": 100, "maxDays": 30, "stdout": true, "syslog": true,
+             "only": { "classes": ["bill*"], "pods": [ { "namespaces": ["shop"] } ], "destinations": ["10.0.0.0/8", "::1"] } }
 })";
 
 // A change to the valid file: the value at a JSON pointer.
@@ -163,6 +165,17 @@ TEST(Config, ReadsEveryKey) {
   EXPECT_FALSE(config.annotations);
   EXPECT_EQ(config.mark_mask, 0x1f7fU);
   EXPECT_EQ(config.tunnel_port, 4789);
+  const AuditConfig audit{
+      .folder = "/srv/audit",
+      .file_megabytes = 8,
+      .max_megabytes = 100,
+      .max_days = 30,
+      .to_stdout = true,
+      .to_syslog = true,
+      .classes = {"bill*"},
+      .pods = {{.namespaces = {"shop"}, .pods = {}}},
+      .destinations = {*Prefix::parse("10.0.0.0/8", false, nullptr), Prefix::host(*Ip::parse("::1"))}};
+  EXPECT_EQ(config.audit, audit);
 }
 
 TEST(Config, HasDefaultsForAllButTheClasses) {
@@ -172,6 +185,7 @@ TEST(Config, HasDefaultsForAllButTheClasses) {
   EXPECT_TRUE(config->annotations);
   EXPECT_EQ(config->mark_mask, kDefaultMarkMask);
   EXPECT_EQ(config->tunnel_port, kDefaultTunnelPort);
+  EXPECT_EQ(config->audit, AuditConfig{});
   EXPECT_TRUE(config->nodes.empty());
 }
 
@@ -355,6 +369,9 @@ TEST(Config, AcceptsWhatLooksOddButIsRight) {
       {{"/clusterCIDRs", nullptr}},
       {{"/classes/1/default", "false"}},
       {{"/tunnel", "{}"}},
+      {{"/audit", "{}"}},
+      {{"/audit", "true"}},
+      {{"/audit", "false"}},
       {{"/markMask", "127"}},
       {{"/markMask", "\"0xFF000000\""}, {"/classes/0/mark", "\"0x1000000\""}},
       {{"/classes/0/mark", "2048"}},
@@ -401,6 +418,15 @@ TEST(Config, RefusesWhatIsWrongWithPathValueAndReason) {
       {{{"/markMask", "-1"}}, "f: markMask: -1: must be 32 bits"},
       {{{"/markMask", "7.0"}}, "f: markMask: 7.0: must be 32 bits"},
       {{{"/markMask", "\"0x11\""}}, "f: markMask: \"0x11\": must have at least 4 bits"},
+      {{{"/audit", "1"}}, "f: audit: 1: must be true or false"},
+      {{{"/audit/file", "1"}}, "f: audit.file: 1: unknown key"},
+      {{{"/audit/folder", "\"log\""}}, "f: audit.folder: \"log\": must be an absolute path"},
+      {{{"/audit/maxDays", "0"}}, "f: audit.maxDays: 0: must be a number from 1 to 3660"},
+      {{{"/audit", R"({"fileMegabytes":101,"maxMegabytes":100})"}},
+       "f: audit: {\"fileMegabytes\":101,\"maxMegabytes\":100}: \"maxMegabytes\" 100 has no room for one file"},
+      {{{"/audit/only/pods/0", "{}"}}, "f: audit.only.pods[0]: {}: would select every pod"},
+      {{{"/audit/only/classes", "[]"}}, "f: audit.only.classes: []: "},
+      {{{"/audit/only/destinations/0", "\"10.0.0.1/8\""}}, "f: audit.only.destinations[0]: \"10.0.0.1/8\": "},
       {{{"/tunnel", "[]"}}, "f: tunnel: []: must be an object"},
       {{{"/tunnel/prot", "1"}}, "f: tunnel.prot: 1: unknown key: did you mean \"port\"?"},
       {{{"/tunnel/port", "0"}}, "f: tunnel.port: 0: must be a number from 1 to 65535"},

@@ -112,19 +112,20 @@ TEST(Examples, EveryKeyIsInTheReadmesReferenceAndInOneOfItsConfigurations) {
   std::set<std::string> documented;
   for (const std::string& row : rows_of_readme()) {
     documented.insert(row);
-    const bool other_table = !row.starts_with("classes[]") && !row.starts_with("tunnel.");
+    const bool other_table = !row.starts_with("classes[]") && !row.starts_with("tunnel.") && !row.starts_with("audit");
     EXPECT_TRUE(other_table || used.contains(row)) << row << " is in no example";
   }
   // What the rows of `select` and `destinations` say in their own words.
-  for (const char* key : {"classes[].select[].namespaces", "classes[].select[].pods", "classes[].destinations[].cidr",
-                          "classes[].destinations[].ports", "classes", "tunnel"})
+  for (const char* key :
+       {"classes[].select[].namespaces", "classes[].select[].pods", "classes[].destinations[].cidr",
+        "classes[].destinations[].ports", "classes", "tunnel", "audit.only", "audit.only.pods[].namespaces"})
     documented.insert(key);
   for (const std::string& key : used) EXPECT_TRUE(documented.contains(key)) << key << " is in no row";
 
   // And none is known to the program alone.
   std::set<std::string> last_parts;
   for (const std::string& key : used) last_parts.insert(key.substr(key.rfind('.') + 1));
-  for (const char* file : {"config.cc", "config_gateways.cc", "config_values.cc"})
+  for (const char* file : {"config.cc", "config_agent.cc", "config_gateways.cc", "config_values.cc"})
     for (const std::string& list : texts_between(content("plugin/core/" + std::string(file)), "is_object_of({", "})"))
       for (const std::string& key : texts_between(list, "\"", "\"")) EXPECT_TRUE(last_parts.contains(key)) << key;
 }
