@@ -8,6 +8,7 @@
 #include "core/config.h"
 #include "core/plan.h"
 #include "ctl/commands.h"
+#include "datapath/announce.h"
 #include "datapath/attachment_store.h"
 #include "datapath/node_datapath.h"
 #include "datapath/paths.h"
@@ -23,6 +24,14 @@ int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) 
   return kBadConfig;
 }
 
+/// A neighbour that was not told will find out by asking: nothing to undo an apply for.
+void announce(const Plan& plan) {
+  if (auto announced = announce_egress_ips(plan); !announced)
+    std::fprintf(stderr, "egressctl: warning: %s: %s\n", announced.error().msg.c_str(),
+                 announced.error().details.c_str());
+  announce_again(plan);
+}
+
 /// Back to the configuration that was in force, or to none.
 void roll_back(const std::optional<std::string>& previous, const Programs& programs) {
   std::vector<ConfigProblem> problems;
@@ -33,6 +42,7 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
   if (plan) {
     auto rulesets = fit(*plan);
     if (rulesets && realize(*plan, programs, std::move(*rulesets), attachments)) {
+      announce(*plan);
       std::fprintf(stderr, "egressctl: the configuration that was in force before is in force again\n");
       return;
     }
@@ -81,7 +91,7 @@ int apply(const std::string& file, bool check_only) {
 
   auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!previous) return fail(previous.error());
-  auto programs = install_programs(attachments);
+  auto programs = install_programs();
   if (!programs) return fail(programs.error());
   auto rulesets = fit(*plan);
   if (!rulesets && *previous) {
@@ -97,6 +107,7 @@ int apply(const std::string& file, bool check_only) {
     roll_back(*previous, *programs);
     return kFailure;
   }
+  announce(*plan);
   report(*plan, *pods);
   return kSuccess;
 }
