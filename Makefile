@@ -107,10 +107,10 @@ $(B)/san/%.o: %.cc
 
 $(call sanitized,$(BPF_TESTS) $(NODE)): $(SKELETON)
 
-$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT) $(AUDIT))
+$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT) $(AUDIT) plugin/datapath/load_failure.cc)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -lz -pthread
+	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -lz -pthread
 
 # What fills the maps.
 MAP_FILLERS := $(addprefix plugin/datapath/,plan_maps.cc port_sets.cc rulesets.cc)
@@ -217,6 +217,7 @@ install: all
 	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/examples conf/examples/*.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/conflists conf/*.conflist
+	install -D -m 0644 conf/modules-load.d/egressclass.conf $(DESTDIR)$(PREFIX)/lib/modules-load.d/egressclass.conf
 	install -d $(DESTDIR)$(UNITS)
 	for unit in conf/*.service; do \
 	    sed 's|/usr/local/|$(PREFIX)/|' $$unit | install -m 0644 /dev/stdin $(DESTDIR)$(UNITS)/$${unit#conf/}; done
