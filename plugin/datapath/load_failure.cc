@@ -29,15 +29,14 @@ std::string missing_modules(const LoadCircumstances& c) {
   return missing;
 }
 
-/// CAP_SYS_ADMIN has CAP_BPF and CAP_PERFMON in it.
+/// For loading programs CAP_SYS_ADMIN has the others in it.
 std::string missing_capabilities(const LoadCircumstances& c) {
-  const bool admin = (c.capabilities & bit(CAP_SYS_ADMIN)) != 0;
+  if ((c.capabilities & bit(CAP_SYS_ADMIN)) != 0) return {};
   std::string missing;
-  for (const auto& [capability, name] : {std::pair(CAP_BPF, "CAP_BPF"), std::pair(CAP_PERFMON, "CAP_PERFMON")})
-    if (!admin && (c.capabilities & bit(static_cast<unsigned>(capability))) == 0) append(missing, name);
-  if ((c.capabilities & bit(CAP_NET_ADMIN)) == 0) append(missing, "CAP_NET_ADMIN");
-  if (!admin && (c.conntrack != KernelFunction::kBuiltIn || c.nat != KernelFunction::kBuiltIn))
-    append(missing, "CAP_SYS_ADMIN");
+  for (const auto& [capability, name] : {std::pair(CAP_BPF, "CAP_BPF"), std::pair(CAP_PERFMON, "CAP_PERFMON"),
+                                         std::pair(CAP_NET_ADMIN, "CAP_NET_ADMIN")})
+    if ((c.capabilities & bit(static_cast<unsigned>(capability))) == 0) append(missing, name);
+  if (c.conntrack != KernelFunction::kBuiltIn || c.nat != KernelFunction::kBuiltIn) append(missing, "CAP_SYS_ADMIN");
   return missing;
 }
 
