@@ -23,6 +23,7 @@
 #include "datapath/bpf_object.h"
 #include "datapath/device_program.h"
 #include "datapath/expedite.h"
+#include "datapath/load_failure.h"
 #include "datapath/maps.h"
 #include "util/c_handle.h"
 #include "util/file.h"
@@ -73,7 +74,7 @@ Result<Skeleton> load() {
   }
   if (const int err = egressclass_bpf__load(skeleton.get()); err != 0)
     return system_error("the kernel refused the BPF programs", "egressclass.bpf.o", -err,
-                        "needed: kernel 6.6 or newer with BTF, nf_conntrack and nf_nat; libbpf says: " + libbpf_said);
+                        load_failure_hint(libbpf_said));
   return skeleton;
 }
 

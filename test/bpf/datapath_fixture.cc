@@ -421,6 +421,15 @@ void Node::see_gateways() {
             ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
 }
 
+void Node::keep_hearing_gateways() {
+  for (const PlannedClass& c : plan_->classes)
+    for (const PlannedHop& hop : c.hops)
+      if (const auto known = find<ec_gateway>("gateways", to_ec(hop.address));
+          hop.path != Path::kLocal && known && known->unanswered < EC_PROBES_UNANSWERED)
+        put("gateways", to_ec(hop.address),
+            ec_gateway{.last_seen_ns = monotonic_ns(), .last_probe_ns = 0, .unanswered = 0, .pad = 0});
+}
+
 void Node::lose_gateway(const char* address) {
   put("gateways", ec(address),
       ec_gateway{.last_seen_ns = 0, .last_probe_ns = monotonic_ns(), .unanswered = EC_PROBES_UNANSWERED, .pad = 0});
