@@ -38,6 +38,7 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
     }
   }
   auto down = tear_down();
+  if (!down) fail(down.error());
   std::fprintf(stderr, "egressctl: %s\n",
                down ? "no configuration is in force; traffic of pods with a class is dropped"
                     : "and removing the rest failed too; traffic of pods with a class is dropped");
