@@ -207,6 +207,11 @@ class ClassPlanner {
     problems_->push_back({path, value, reason});
   }
 
+  /// For what this node does not have yet.
+  void wait(const std::string& path, const std::string& value, const std::string& reason) {
+    problems_->push_back({path, value, reason, true});
+  }
+
   PlannedHop plan_hop(std::size_t i) {
     const Gateway& gateway = c_.gateways[i];
     PlannedHop hop;
@@ -221,8 +226,8 @@ class ClassPlanner {
                "this node itself has the next hop's address");
       hop.ifindex = interface_of(i, own_.interface_for(gateway.address, 0));
       if (hop.ifindex == 0 && gateway.interface.empty())
-        refuse(gateway_path(i) + ".address", in_quotes(gateway.address.str()),
-               "no interface of this node is on the next hop's network: set \"interface\"");
+        wait(gateway_path(i) + ".address", in_quotes(gateway.address.str()),
+             "no interface of this node is on the next hop's network: set \"interface\"");
       return hop;
     }
     hop.path = own != nullptr ? Path::kLocal : Path::kTunnel;
@@ -236,7 +241,7 @@ class ClassPlanner {
     if (name.empty()) return otherwise;
     const auto interface = facts_.interfaces.find(name);
     if (interface != facts_.interfaces.end()) return interface->second;
-    refuse(gateway_path(i) + ".interface", in_quotes(name), "this node has no such interface");
+    wait(gateway_path(i) + ".interface", in_quotes(name), "this node has no such interface");
     return 0;
   }
 
@@ -259,7 +264,9 @@ class ClassPlanner {
       PlannedSlot slot;
       slot.ip = ip;
       slot.ifindex = own_.interface_for(ip, gateway->ifindex);
-      if (const NodeFacts::Address* present = own_.find(ip); present != nullptr) slot.ifindex = present->ifindex;
+      // Where somebody else put it, it stays. Where we did, there may be a better place since.
+      if (const auto* present = own_.find(ip); present != nullptr && !facts_.placed.contains(ip))
+        slot.ifindex = present->ifindex;
       if (named != 0) slot.ifindex = named;
       slots.push_back(slot);
     }
@@ -291,14 +298,15 @@ std::optional<Underlay> find_underlay(const Config& config, const NodeFacts& fac
 /// A tunnel has both ends in one family.
 void check_underlays(const Plan& plan, std::vector<ConfigProblem>* problems) {
   if (!plan.classes.empty() && !plan.underlay4 && !plan.underlay6)
-    return problems->push_back({"nodes", "", "no address of this node is among them"});
+    return problems->push_back({"nodes", "", "no address of this node is among them", true});
   for (std::size_t i = 0; i < plan.classes.size(); ++i)
     for (std::size_t j = 0; j < plan.classes[i].hops.size(); ++j) {
       const PlannedHop& hop = plan.classes[i].hops[j];
       if (hop.path != Path::kTunnel || (hop.address.is_v4() ? plan.underlay4 : plan.underlay6)) continue;
       problems->push_back({class_path(i) + ".gateways[" + std::to_string(j) + "].address", in_quotes(hop.address.str()),
                            std::string("is an ") + (hop.address.is_v4() ? "IPv4" : "IPv6") +
-                               " address, and this node has none of that family among \"nodes\" to reach it from"});
+                               " address, and this node has none of that family among \"nodes\" to reach it from",
+                           true});
     }
 }
 

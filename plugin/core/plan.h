@@ -82,7 +82,7 @@ struct Plan {
   Applied applied;  ///< for the plugin
 };
 
-/// No value: the configuration cannot be in force on this node; `problems` says why.
+/// No value: the configuration cannot be in force on this node, or not yet; `problems` says why.
 std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std::vector<ConfigProblem>* problems);
 
 }  // namespace egressclass

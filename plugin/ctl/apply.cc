@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 #include <string>
@@ -19,8 +20,12 @@ namespace egressclass::ctl {
 namespace {
 
 int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) {
-  std::fprintf(stderr, "%segressctl: nothing was changed\n", format_problems(file, problems).c_str());
-  return kBadConfig;
+  const bool passes = std::ranges::all_of(problems, &ConfigProblem::passes);
+  std::fprintf(stderr, "%segressctl: nothing was changed%s\n", format_problems(file, problems).c_str(),
+               passes ? ": this waits for an address or an interface of this node; run it again when that is there "
+                        "(egressclass.service does so by itself)"
+                      : "");
+  return passes ? kNotYet : kBadConfig;
 }
 
 /// Back to the configuration that was in force, or to none.

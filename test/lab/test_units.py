@@ -11,7 +11,7 @@ import pytest
 import sandbox
 from labkit.assets import REPOSITORY
 from light_fleet import until
-from light_node import BOTH, FAR, LightNode, configuration, egress_class
+from light_node import ADDRESS, BOTH, FAR, LightNode, configuration, egress_class
 
 SANDBOX = ["/usr/bin/python3", "-B", sandbox.__file__]
 APPLY, WATCH, AUDIT = "egressclass.service", "egressclass-watch.service", "egressd.service"
@@ -83,6 +83,18 @@ def test_an_apply_that_fails_in_the_sandbox_says_why_and_leaves_nothing(node):
     node.run("ip link del foreign")
     start(node, APPLY)
     assert node.status()["healthy"], node.status()["problems"]
+
+
+def test_apply_of_what_is_late_is_tried_again_and_that_of_a_broken_file_is_not(node):
+    unit = sandbox.Unit(APPLY)
+    final = [int(code) for code in unit.words("RestartPreventExitStatus")]
+    assert unit.text("Restart") == "on-failure" and final == [2]
+    node.run("ip addr flush dev eth0 scope global")
+    assert start(node, APPLY, BOTH, check=False).returncode == 3
+    node.run(f"ip addr add {ADDRESS}/24 dev eth0")
+    assert start(node, APPLY, check=False).returncode == 0
+    node.configure("{ broken")
+    assert start(node, APPLY, check=False).returncode == 2
 
 
 # --- egressclass-watch.service

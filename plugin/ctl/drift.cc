@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ctl/drift.h"
+
+#include <map>
+#include <optional>
+
+#include "core/config.h"
+#include "core/plan.h"
+#include "datapath/maps.h"
+#include "datapath/node_datapath.h"
+#include "datapath/paths.h"
+#include "datapath/system_changes.h"
+#include "util/file.h"
+
+namespace egressclass::ctl {
+namespace {
+
+constexpr const char* kAgain = ": run `egressctl apply`";
+
+class Comparison {
+ public:
+  explicit Comparison(const Netlink& netlink) : netlink_(netlink) {}
+
+  void underlay(const std::optional<Underlay>& now, const ec_ip& in_force) {
+    const Ip before = from_ec(in_force);
+    const Ip after = now ? now->ip : Ip{};
+    if (before == after) return;
+    const std::string was = before == Ip{} ? "none" : before.str();
+    found_.push_back("this node's address among `nodes` is " + (after == Ip{} ? "none" : after.str()) +
+                     " now, and was " + was + " at the last apply" + kAgain);
+  }
+
+  void hops(const PlannedClass& c, const ec_class& entry) {
+    for (std::size_t i = 0; i < c.hops.size() && i < entry.hop_count; ++i) {
+      const PlannedHop& hop = c.hops[i];
+      const bool was_local = entry.hops[i].path == EC_PATH_LOCAL;
+      if (was_local != (hop.path == Path::kLocal))
+        found_.push_back("this node " + std::string(was_local ? "has lost" : "has got") +
+                         " the address of the gateway " + hop.address.str() + " since the last apply" + kAgain);
+      if (hop.path == Path::kNextHop && entry.hops[i].ifindex != static_cast<__u32>(hop.ifindex))
+        found_.push_back("the next hop " + hop.address.str() + " is reached by " + name(hop.ifindex) + " now" + kAgain);
+    }
+  }
+
+  void egress_ips(const PlannedClass& c, const std::map<Ip, int>& placed) {
+    for (const PlannedSlot& slot : c.slots)
+      if (const auto on = placed.find(slot.ip); on != placed.end() && on->second != slot.ifindex)
+        found_.push_back("egress IP " + slot.ip.str() + " belongs on " + name(slot.ifindex) + " now" + kAgain);
+  }
+
+  std::vector<std::string> take() { return std::move(found_); }
+
+ private:
+  std::string name(int ifindex) const {
+    auto link = netlink_.link(ifindex);
+    return link && *link ? (*link)->name : "interface " + std::to_string(ifindex);
+  }
+
+  const Netlink& netlink_;
+  std::vector<std::string> found_;
+};
+
+}  // namespace
+
+std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachment>& attachments) {
+  auto text = read_file(paths::kAppliedConfig, kMaxConfigBytes);
+  const auto node = read_node();
+  if (!text || !*text || !node) return {};
+  std::vector<ConfigProblem> problems;
+  const auto config = parse_config(**text, &problems);
+  auto facts = gather_facts(attachments);
+  auto placed = SystemChanges::load();
+  auto classes = open_classes_map();
+  if (!config || !facts || !placed || !classes) return {};  // others say so
+
+  const auto plan = make_plan(*config, *facts, &problems);
+  std::vector<std::string> found;
+  found.reserve(problems.size());
+  for (const ConfigProblem& problem : problems)
+    found.push_back(problem.path + (problem.value.empty() ? "" : ": " + problem.value) + ": " + problem.reason);
+  if (!plan) return found;
+
+  Comparison comparison(netlink);
+  comparison.underlay(plan->underlay4, node->underlay4);
+  comparison.underlay(plan->underlay6, node->underlay6);
+  for (const PlannedClass& c : plan->classes) {
+    if (auto entry = classes->find(c.id); entry && *entry) comparison.hops(c, **entry);
+    comparison.egress_ips(c, placed->addresses());
+  }
+  return comparison.take();
+}
+
+}  // namespace egressclass::ctl
