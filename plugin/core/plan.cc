@@ -64,8 +64,13 @@ class OwnAddresses {
 class IdAssignment {
  public:
   IdAssignment(const Config& config, const NodeFacts& facts, std::vector<ConfigProblem>* problems)
-      : config_(config), facts_(facts), problems_(problems) {
-    for (const auto& [id, owner] : facts.attached) carried_.try_emplace(owner, id);
+      : config_(config), facts_(facts), problems_(problems), attached_(facts.attached) {
+    for (const auto& [id, vni] : facts.orphaned)
+      if (const auto same = std::ranges::find(config.classes, vni, &ClassConfig::vni); same != config.classes.end())
+        attached_.try_emplace(id, same->name);
+      else
+        attached_.try_emplace(id, "?");
+    for (const auto& [id, owner] : attached_) carried_.try_emplace(owner, id);
     if (!facts.previous) return;
     for (const auto& [slot, id] : facts.previous->slots) previous_slots_.insert(id);
   }
@@ -124,7 +129,7 @@ class IdAssignment {
   bool had_other_meaning(std::uint32_t id) const { return previous_slots_.contains(id); }
 
   std::optional<std::uint32_t> next_free(std::size_t index) {
-    while (taken_.contains(next_) || facts_.attached.contains(next_) || had_other_meaning(next_)) ++next_;
+    while (taken_.contains(next_) || attached_.contains(next_) || had_other_meaning(next_)) ++next_;
     if (next_ <= max_class_index(config_.mark_mask)) return next_;
     problems_->push_back({class_path(index), in_quotes(config_.classes[index].name),
                           "no mark is left for this class: widen markMask, or end the pods of removed classes"});
@@ -138,7 +143,7 @@ class IdAssignment {
 
   void take_explicit(std::size_t index, std::uint32_t id) {
     const std::string& name = config_.classes[index].name;
-    if (const auto owner = facts_.attached.find(id); owner != facts_.attached.end() && owner->second != name)
+    if (const auto owner = attached_.find(id); owner != attached_.end() && owner->second != name)
       problems_->push_back({class_path(index) + ".mark", std::to_string(*config_.classes[index].mark),
                             "running pods of class \"" + owner->second + "\" carry this mark"});
     if (const auto old = previous_id(name); old != 0 && old != id) refuse_move(index, old);
@@ -146,7 +151,7 @@ class IdAssignment {
   }
 
   void refuse_move(std::size_t index, std::uint32_t old) {
-    if (!facts_.attached.contains(old)) return;
+    if (!attached_.contains(old)) return;
     problems_->push_back({class_path(index) + ".mark", in_quotes(config_.classes[index].name),
                           "the mark of a class with running pods on this node cannot change"});
   }
@@ -154,7 +159,8 @@ class IdAssignment {
   const Config& config_;
   const NodeFacts& facts_;
   std::vector<ConfigProblem>* problems_;
-  std::map<std::string, std::uint32_t> carried_;  ///< by running pods of the class
+  std::map<std::uint32_t, std::string> attached_;  ///< with those whose record is lost
+  std::map<std::string, std::uint32_t> carried_;   ///< by running pods of the class
   std::set<std::uint32_t> previous_slots_;
   std::map<std::string, std::uint32_t> ids_;
   std::set<std::uint32_t> taken_;

@@ -24,10 +24,11 @@ struct NodeFacts {
     unsigned prefix_length = 128;
   };
   std::vector<Address> addresses;
-  std::map<std::string, int> interfaces;          ///< name -> ifindex
-  std::set<Ip> placed;                            ///< egress IPs that an earlier apply put on this node
-  std::map<std::uint32_t, std::string> attached;  ///< class id -> name of the class its running pods have
-  std::map<Ip, std::string> pods;                 ///< address -> "namespace/name" of classed pods here
+  std::map<std::string, int> interfaces;            ///< name -> ifindex
+  std::set<Ip> placed;                              ///< egress IPs that an earlier apply put on this node
+  std::map<std::uint32_t, std::string> attached;    ///< class id -> name of the class its running pods have
+  std::map<std::uint32_t, std::uint32_t> orphaned;  ///< class id -> VNI of a class of pods whose record is lost
+  std::map<Ip, std::string> pods;                   ///< address -> "namespace/name" of classed pods here
   std::optional<Applied> previous;
 };
 

@@ -10,7 +10,9 @@
 #include "core/plan.h"
 #include "ctl/commands.h"
 #include "datapath/attachment_store.h"
+#include "datapath/netlink.h"
 #include "datapath/node_datapath.h"
+#include "datapath/orphans.h"
 #include "datapath/paths.h"
 #include "util/file.h"
 #include "util/lock.h"
@@ -58,6 +60,11 @@ void report(const Plan& plan, const std::vector<Reclassed>& pods) {
   for (const auto& [pod, before] : pods)
     std::printf("pod %s/%s: class %s, before %s\n", printable(pod.pod.name_space).c_str(),
                 printable(pod.pod.name).c_str(), pod.class_name.c_str(), before.c_str());
+  auto netlink = Netlink::open();
+  auto orphans = netlink ? find_orphans(*netlink, list_attachments()) : Result<std::vector<Orphan>>(netlink.error());
+  if (!orphans) return;
+  for (const Orphan& orphan : *orphans)
+    if (!orphan.host_veth.empty()) std::printf("warning: %s\n", orphan.text().c_str());
 }
 
 }  // namespace

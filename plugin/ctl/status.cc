@@ -21,6 +21,7 @@
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/orphans.h"
 #include "datapath/pod_datapath.h"
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
@@ -263,6 +264,8 @@ void check_node(const Netlink& netlink, const std::optional<ec_node>& node, bool
     if (auto checked = check_pod(attachment); !checked)
       health.expect(false,
                     "pod " + attachment.pod.name_space + "/" + attachment.pod.name + ": " + checked.error().details);
+  if (auto orphans = find_orphans(netlink, attachments))
+    for (const Orphan& orphan : *orphans) health.expect(orphan.host_veth.empty(), orphan.text());
 }
 
 }  // namespace

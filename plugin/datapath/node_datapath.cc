@@ -24,6 +24,7 @@
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/orphans.h"
 #include "datapath/plan_maps.h"
 #include "datapath/pod_datapath.h"
 #include "datapath/programs.h"
@@ -187,14 +188,11 @@ Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& 
   return Ok{};
 }
 
-/// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
-Status note_attached(const std::vector<Attachment>& attachments, NodeFacts& facts) {
-  if (auto map = open_attachments_map()) {
-    auto ifindexes = map->keys();
-    if (!ifindexes) return ifindexes.error();
-    for (const __u32 ifindex : *ifindexes)
-      if (auto entry = map->find(ifindex); entry && *entry) facts.attached[(*entry)->class_id] = "?";
-  }
+/// The class ids that pods here carry.
+Status note_attached(const Netlink& netlink, const std::vector<Attachment>& attachments, NodeFacts& facts) {
+  auto orphans = find_orphans(netlink, attachments);
+  if (!orphans) return orphans.error();
+  for (const Orphan& orphan : *orphans) facts.orphaned[orphan.class_id] = orphan.class_vni;
   for (const Attachment& attachment : attachments) {
     facts.attached[attachment.class_id] = attachment.class_name;
     for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
@@ -255,7 +253,7 @@ Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   auto changes = SystemChanges::load();
   if (!changes) return changes.error();
   for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  if (auto noted = note_attached(attachments, facts); !noted) return noted.error();
+  if (auto noted = note_attached(*netlink, attachments, facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
   return facts;

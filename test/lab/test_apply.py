@@ -406,6 +406,37 @@ def test_explicit_marks(applied):
     assert node.class_ids()["web"] == 6
 
 
+@pytest.mark.parametrize("record", ["lost", "broken"])
+@pytest.mark.parametrize("mark", [{}, {"mark": "0x3"}], ids=["assigned mark", "fixed mark"])
+def test_a_pod_whose_record_is_lost_holds_up_no_apply(node, outside, record, mark):
+    """It keeps its class, and is named."""
+    config = configuration(WEB | mark, FAR)
+    node.apply(config)
+    pod = node.make_pod("p5", 5)
+    node.add(pod)
+    if record == "lost":
+        node.record(pod).unlink()
+    else:
+        node.record(pod).write_text("broken")
+    for again in (config, configuration(FAR, WEB | mark | {"egressIPs": ["203.0.113.70"]})):
+        done = node.apply(again)
+        assert "warning: " in done.stdout and "hp5" in done.stdout and pod.address in done.stdout, done.stdout
+    assert "hp5" in problems(node) and pod.address in problems(node) and "restart the pod" in problems(node)
+    assert node.seen_as(pod) == "203.0.113.70"
+    node.delete(pod)
+    assert node.status()["healthy"], problems(node)
+
+
+def test_the_mark_of_a_pod_whose_record_is_lost_goes_to_no_other_class(applied):
+    pod = applied.make_pod("p5", 5)
+    applied.add(pod)
+    applied.record(pod).unlink()
+    done = applied.apply(configuration(WEB | {"name": "new", "mark": 1}, FAR), check=False)
+    assert done.returncode == 2 and "carry this mark" in done.stderr
+    applied.apply(configuration(WEB | {"name": "new"}, FAR))
+    assert 1 not in applied.class_ids().values()
+
+
 def test_explicit_mark_takes_the_id_of_a_class_without_pods(applied):
     applied.apply(configuration(WEB, FAR | {"mark": 1}))
     assert applied.class_ids()["far"] == 1 and applied.class_ids()["web"] not in (0, 1)
