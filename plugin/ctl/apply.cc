@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
 #include <cstdio>
 #include <optional>
 #include <string>
@@ -9,26 +8,20 @@
 #include "core/config.h"
 #include "core/plan.h"
 #include "ctl/commands.h"
+#include "ctl/config_file.h"
 #include "datapath/attachment_store.h"
 #include "datapath/netlink.h"
 #include "datapath/node_datapath.h"
 #include "datapath/orphans.h"
 #include "datapath/paths.h"
+#include "datapath/state_room.h"
 #include "util/file.h"
 #include "util/lock.h"
+#include "util/spare_file.h"
 #include "util/text.h"
 
 namespace egressclass::ctl {
 namespace {
-
-int refuse(const std::string& file, const std::vector<ConfigProblem>& problems) {
-  const bool passes = std::ranges::all_of(problems, &ConfigProblem::passes);
-  std::fprintf(stderr, "%segressctl: nothing was changed%s\n", format_problems(file, problems).c_str(),
-               passes ? ": this waits for an address or an interface of this node; run it again when that is there "
-                        "(egressclass.service does so by itself)"
-                      : "");
-  return passes ? kNotYet : kBadConfig;
-}
 
 /// Back to the configuration that was in force, or to none.
 void roll_back(const std::optional<std::string>& previous, const Programs& programs) {
@@ -69,31 +62,27 @@ void report(const Plan& plan, const std::vector<Reclassed>& pods) {
 
 }  // namespace
 
-int apply(const std::string& file, bool check_only) {
-  auto text = read_file(file, kMaxConfigBytes);
-  if (!text) {
-    fail(text.error());
-    return kBadConfig;
-  }
-  if (!*text) return refuse(file, {{"", "", "no such file"}});
-  std::vector<ConfigProblem> problems;
-  const auto config = parse_config(**text, &problems);
-  if (!config) return refuse(file, problems);
+int apply(const std::string& file) {
+  const auto read = read_config_file(file);
+  if (const int* code = std::get_if<int>(&read)) return *code;
+  const auto& [text, config] = std::get<ConfigFile>(read);
 
   const auto lock = lock_node(LockMode::kExclusive);
   if (!lock) return fail(lock.error());
   const auto attachments = list_attachments();
   auto facts = gather_facts(attachments);
   if (!facts) return fail(facts.error());
-  const auto plan = make_plan(*config, *facts, &problems);
+  std::vector<ConfigProblem> problems;
+  const auto plan = make_plan(config, *facts, &problems);
   if (!plan) return refuse(file, problems);
-  if (check_only) {
-    std::printf("%s: good for this node\n", file.c_str());
-    return kSuccess;
-  }
 
   auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!previous) return fail(previous.error());
+  if (auto room = reserve_state(*plan, *facts, text); !room) {
+    fail(room.error());
+    std::fprintf(stderr, "egressctl: nothing was changed\n");
+    return kFailure;
+  }
   auto programs = install_programs(attachments);
   if (!programs) return fail(programs.error());
   auto rulesets = fit(*plan);
@@ -104,7 +93,7 @@ int apply(const std::string& file, bool check_only) {
   }
   using Pods = std::vector<Reclassed>;
   auto pods = rulesets ? realize(*plan, *programs, std::move(*rulesets), attachments) : Result<Pods>(rulesets.error());
-  const auto done = pods ? write_file_atomic(paths::kAppliedConfig, **text) : Status(pods.error());
+  const auto done = pods ? write_reserved(paths::kAppliedConfig, text) : Status(pods.error());
   if (!done) {
     fail(done.error());
     roll_back(*previous, *programs);

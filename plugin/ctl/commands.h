@@ -16,9 +16,11 @@ inline constexpr int kFailure = 1;
 inline constexpr int kBadConfig = 2;
 inline constexpr int kNotYet = 3;
 
-/// Validates `file` and makes the node equal to it. With `check_only` it stops before the first change. kNotYet: it
-/// would be good if this node had an address or an interface that it does not have yet.
-int apply(const std::string& file, bool check_only);
+/// Validates `file` and makes the node equal to it. kNotYet: it would be good if this node had an address or an
+/// interface that it does not have yet.
+int apply(const std::string& file);
+/// Only validates, as far as who asks may look: without root, and on a machine that is no node, the file itself.
+int check(const std::string& file);
 /// Removes everything of ours, but for the classifiers of running pods with a class, which drop from then on.
 int down();
 /// Health of the datapath, gateways, classes, counters. kFailure when something is wrong, kNotYet when an apply or a

@@ -31,7 +31,7 @@
 #include "datapath/rulesets.h"
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
-#include "util/file.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -213,7 +213,7 @@ Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& p
   for (const Attachment& attachment : attachments) {
     const Attachment wanted = reclassed(plan.applied, attachment);
     if (wanted != attachment)
-      if (auto saved = save_attachment(wanted); !saved) return saved.error();
+      if (auto saved = replace_attachment(wanted); !saved) return saved.error();
     if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
     if (!is_alive(netlink, wanted) || check_pod(wanted)) continue;
     if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
@@ -237,7 +237,7 @@ std::size_t classified_interfaces() {
 
 }  // namespace
 
-Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
+Result<NodeFacts> gather_public_facts() {
   NodeFacts facts;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
@@ -250,12 +250,20 @@ Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
   for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
     facts.interfaces[i->if_name] = static_cast<int>(i->if_index);
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
-  for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  if (auto noted = note_attached(*netlink, attachments, facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
+  return facts;
+}
+
+Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
+  auto facts = gather_public_facts();
+  if (!facts) return facts;
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
+  for (const auto& [ip, ifindex] : changes->addresses()) facts->placed.insert(ip);
+  if (auto noted = note_attached(*netlink, attachments, *facts); !noted) return noted.error();
   return facts;
 }
 
@@ -319,8 +327,8 @@ Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& program
     return removed.error();
   if (auto noted = note_integrity(rulesets.entries()); !noted) return noted.error();
   const std::string applied = plan.applied.to_json();
-  if (auto kept = write_file_atomic(paths::kLastClasses, applied); !kept) return kept.error();
-  if (auto written = write_file_atomic(paths::kAppliedClasses, applied); !written) return written.error();
+  if (auto kept = write_reserved(paths::kLastClasses, applied); !kept) return kept.error();
+  if (auto written = write_reserved(paths::kAppliedClasses, applied); !written) return written.error();
   return settled;
 }
 

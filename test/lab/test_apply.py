@@ -86,6 +86,43 @@ def test_check_only_changes_nothing(applied):
     assert applied.snapshot() == before
 
 
+NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+
+
+def check_as_nobody(node: LightNode, config: dict | str):
+    node.configure(config)
+    node.install(CTL, "/run/egressctl")     # the tree may be where nobody can look
+    return node.run(f"{NOBODY} /run/egressctl apply --check", check=False)
+
+
+def test_check_needs_neither_root_nor_the_lock(applied):
+    applied.add(applied.make_pod("p5", 5))
+    before = applied.snapshot()
+    with applied.path("/run/egressclass/lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        good = check_as_nobody(applied, BOTH)
+        moved = check_as_nobody(applied, configuration(egress_class("web", gateways=[{"address": "192.0.2.11"}])))
+        as_root = applied.ctl("apply", "--check")
+        refused = {name: check_as_nobody(applied, BAD[name][0]) for name in ("host bits", "interface that is not there", "broken JSON")}
+    for done in (good, moved):
+        assert done.returncode == 0 and "good for this node; not checked, since only root can: which marks" in done.stdout, done
+    assert as_root.stdout.endswith("good for this node\n")
+    for name, done in refused.items():
+        assert done.returncode == (NOT_YET if name in WAITS else BAD_CONFIG) and BAD[name][1] in done.stderr, done
+    assert applied.snapshot() == before
+
+
+@pytest.mark.parametrize("who", ["root", "nobody"])
+def test_check_on_a_machine_that_is_no_node_is_of_the_file_alone(node, who):
+    node.run("ip addr flush dev eth0 scope global")
+    node.configure(BOTH)
+    done = node.ctl("apply", "--check", check=False) if who == "root" else check_as_nobody(node, BOTH)
+    assert done.returncode == 0 and "none of its nodes" in done.stdout, done
+    assert not node.path("/run/egressclass").exists()
+    node.configure(broken(mark=0))
+    assert node.ctl("apply", "--check", check=False).returncode == BAD_CONFIG
+
+
 # --- bad input
 
 def broken(**keys) -> dict:

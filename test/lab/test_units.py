@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
-import subprocess
-from pathlib import Path
 
 import pytest
 import sandbox
@@ -33,6 +32,24 @@ def start(node: LightNode, unit: str, config: dict | None = None, check: bool = 
     if config is not None:
         node.configure(config)
     return node.run([*SANDBOX, unit], check=check)
+
+
+# --- the units themselves
+
+RUNTIMES = {"containerd", "crio", "docker", "cri-docker", "k3s", "k3s-agent", "rke2-server", "rke2-agent",
+            "snap.microk8s.daemon-containerd", "k0scontroller", "k0sworker"}
+
+
+@pytest.mark.parametrize("unit", [APPLY, WATCH])
+def test_order_at_boot(unit):
+    lines = re.findall(r"^Before=(.*)$", (REPOSITORY / "conf" / unit).read_text(), re.MULTILINE)
+    assert " ".join(lines).split() and {name.removesuffix(".service") for name in " ".join(lines).split()} == RUNTIMES
+
+
+@pytest.mark.parametrize("unit", [APPLY, WATCH, AUDIT])
+def test_nothing_is_given_up_for_having_failed_often(unit):
+    """Five failed starts within ten seconds are the last ones, unless the unit says otherwise, or starts less often."""
+    assert "StartLimitIntervalSec=0" in (REPOSITORY / "conf" / unit).read_text() or sandbox.Unit(unit).text("RestartSec") == "5"
 
 
 # --- the sandbox itself
