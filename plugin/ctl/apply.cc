@@ -9,6 +9,7 @@
 #include "core/plan.h"
 #include "ctl/commands.h"
 #include "ctl/config_file.h"
+#include "ctl/drift.h"
 #include "datapath/attachment_store.h"
 #include "datapath/netlink.h"
 #include "datapath/node_datapath.h"
@@ -53,11 +54,17 @@ void report(const Plan& plan, const std::vector<Reclassed>& pods) {
   for (const auto& [pod, before] : pods)
     std::printf("pod %s/%s: class %s, before %s\n", printable(pod.pod.name_space).c_str(),
                 printable(pod.pod.name).c_str(), pod.class_name.c_str(), before.c_str());
+}
+
+/// What is in force, and still does not do all that it says.
+void warn(const Config& config, const Plan& plan) {
   auto netlink = Netlink::open();
-  auto orphans = netlink ? find_orphans(*netlink, list_attachments()) : Result<std::vector<Orphan>>(netlink.error());
-  if (!orphans) return;
-  for (const Orphan& orphan : *orphans)
-    if (!orphan.host_veth.empty()) std::printf("warning: %s\n", orphan.text().c_str());
+  if (!netlink) return;
+  std::vector<std::string> lines = lacks(*netlink, config, plan);
+  if (auto orphans = find_orphans(*netlink, list_attachments()))
+    for (const Orphan& orphan : *orphans)
+      if (!orphan.host_veth.empty()) lines.push_back(orphan.text());
+  for (const std::string& line : lines) std::printf("warning: %s\n", line.c_str());
 }
 
 }  // namespace
@@ -100,6 +107,7 @@ int apply(const std::string& file) {
     return kFailure;
   }
   report(*plan, *pods);
+  warn(config, *plan);
   return kSuccess;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctl/drift.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -9,11 +10,40 @@
 #include "datapath/maps.h"
 #include "datapath/node_datapath.h"
 #include "datapath/paths.h"
+#include "datapath/route_lookup.h"
 #include "datapath/system_changes.h"
 #include "util/file.h"
 
 namespace egressclass::ctl {
 namespace {
+
+/// An address in a prefix that no router would refuse for what it is: of "everything", one of the Internet.
+Ip sample(const Prefix& prefix) {
+  Ip ip = prefix.ip;
+  if (prefix == Prefix{ip, ip.is_v4() ? 96U : 0U}) ip.bytes[ip.is_v4() ? 12 : 0] = ip.is_v4() ? 1 : 0x20;
+  if (prefix.length < 128) ip.bytes[15] |= 1;
+  return ip;
+}
+
+const Ip* any_egress_ip(const Plan& plan, bool v4) {
+  for (const PlannedClass& c : plan.classes)
+    if (const auto slot = std::ranges::find(c.slots, v4, [](const PlannedSlot& s) { return s.ip.is_v4(); });
+        slot != c.slots.end())
+      return &slot->ip;
+  return nullptr;
+}
+
+/// One of the class's destinations to which there is no route. A few tell: they share the default.
+const Prefix* unreachable(const Netlink& netlink, const PlannedClass& c, const PlannedSlot& slot) {
+  constexpr std::size_t kEnough = 4;
+  std::size_t asked = 0;
+  for (const Destination& destination : c.destinations) {
+    if (destination.prefix.ip.is_v4() != slot.ip.is_v4()) continue;
+    if (asked++ == kEnough) break;
+    if (!has_route(netlink, slot.ip, sample(destination.prefix), slot.mark)) return &destination.prefix;
+  }
+  return nullptr;
+}
 
 constexpr const char* kAgain = ": run `egressctl apply`";
 
@@ -62,6 +92,21 @@ class Comparison {
 
 }  // namespace
 
+std::vector<std::string> lacks(const Netlink& netlink, const Config& config, const Plan& plan) {
+  std::vector<std::string> lines;
+  for (const bool v4 : {true, false})
+    if (const Ip* egress_ip = any_egress_ip(plan, v4); egress_ip != nullptr && !(v4 ? plan.underlay4 : plan.underlay6))
+      if (std::ranges::any_of(config.nodes, [&](const Prefix& node) { return node.ip.is_v4() == v4; }))
+        lines.push_back("this node has the egress IP " + egress_ip->str() + ", but no " + (v4 ? "IPv4" : "IPv6") +
+                        " address among `nodes`, where others have one: not yet, or not any more");
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots)
+      if (const Prefix* to = unreachable(netlink, c, slot); to != nullptr)
+        lines.push_back("this node has no route from egress IP " + slot.ip.str() + " to " + to->str() + " of class \"" +
+                        c.name + "\"");
+  return lines;
+}
+
 std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachment>& attachments) {
   auto text = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   const auto node = read_node();
@@ -87,7 +132,9 @@ std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachm
     if (auto entry = classes->find(c.id); entry && *entry) comparison.hops(c, **entry);
     comparison.egress_ips(c, placed->addresses());
   }
-  return comparison.take();
+  found = lacks(netlink, *config, *plan);
+  for (std::string& line : comparison.take()) found.push_back(std::move(line));
+  return found;
 }
 
 }  // namespace egressclass::ctl

@@ -61,9 +61,14 @@ def test_a_broken_file_is_refused_at_once_whatever_is_late(node):
 
 def test_ipv6_of_a_gateway_that_comes_late(make_light_fleet):
     gateway = make_light_fleet(("worker1", "gateway1")).gateway1
-    gateway.run("ip -6 addr flush dev eth0 scope global")
-    gateway.apply(configuration(egress_class("web", "gateway1", egressIPs=[egress_ip(7), egress_ip(7, 6)])))
+    gateway.run("ip -6 addr flush dev eth0 scope global; ip -6 route flush default")
+    done = gateway.apply(configuration(egress_class("web", "gateway1", egressIPs=[egress_ip(7), egress_ip(7, 6)])))
+    for text in (f"the egress IP {egress_ip(7, 6)}, but no IPv6 address among", f"no route from egress IP {egress_ip(7, 6)} to ::/0"):
+        assert f"warning: this node has {text}" in done.stdout and egress_ip(7) not in done.stdout, done
+        assert text in problems(gateway)
     gateway.run(f"ip addr add {underlay('gateway1', 6)}/64 dev eth0 nodad")
+    gateway.run("ip -6 route add default via 2001:db8:2::1")
+    assert "no route" not in problems(gateway) and "among `nodes`, where" not in problems(gateway)
     assert underlay("gateway1", 6) in problems(gateway) and "egressctl apply" in problems(gateway)
     gateway.apply()
     assert gateway.status()["healthy"], problems(gateway)
@@ -71,7 +76,7 @@ def test_ipv6_of_a_gateway_that_comes_late(make_light_fleet):
 
 def test_address_by_which_a_node_is_the_gateway_comes_late(node):
     """With another one it is a worker until then."""
-    node.run(f"ip addr del {ADDRESS}/24 dev eth0; ip addr add 192.0.2.30/24 dev eth0")
+    node.run(f"ip addr del {ADDRESS}/24 dev eth0; ip addr add 192.0.2.30/24 dev eth0; ip route add default via 192.0.2.1")
     node.apply(BOTH | {"nodes": ["192.0.2.11", ADDRESS, "192.0.2.30"]})
     assert node.status()["healthy"], problems(node)
     node.run(f"ip addr add {ADDRESS}/24 dev eth0")
