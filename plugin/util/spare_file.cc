@@ -15,17 +15,22 @@
 namespace egressclass {
 namespace {
 
-/// Takes the blocks for a file's first `bytes`, and leaves its content alone.
+/// Takes the blocks for a file's first `bytes`, and leaves its content alone, and the time of its last change.
 Status allocate(const std::string& path, int flags, std::size_t bytes) {
   const Fd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0600));
   if (!fd && errno == ENOENT) return Ok{};
-  if (!fd) return system_error("cannot open", path, errno);
+  struct stat before {};
+  if (!fd || ::fstat(fd.get(), &before) != 0) return system_error("cannot open", path, errno);
+  constexpr std::size_t kBlock = 512;
+  if (static_cast<std::size_t>(before.st_blocks) * kBlock >= bytes) return Ok{};
   while (::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) != 0) {
     if (errno == EINTR) continue;
     if (errno == EOPNOTSUPP) return Ok{};  // of a file system that cannot: who writes will notice
     return system_error("cannot reserve room for the next content of", path, errno,
                         std::to_string(bytes) + " bytes; make room on that file system");
   }
+  const timespec times[] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT}, before.st_mtim};
+  [[maybe_unused]] const int restored = ::futimens(fd.get(), times);
   return Ok{};
 }
 
