@@ -10,6 +10,7 @@
 #include "cni/codes.h"
 #include "datapath/paths.h"
 #include "util/file.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -41,6 +42,24 @@ Error as_state_error(Error error) {
 Status save_attachment(const Attachment& attachment) {
   remove_temporaries(attachment.key);
   auto saved = write_file_atomic(record_path(attachment.key), attachment.to_json(), 0600);
+  if (!saved) return as_state_error(saved.error());
+  return Ok{};
+}
+
+namespace {
+
+/// One for all, and not in the folder of records, where all that is there counts.
+constexpr const char* kAnyRecord = "/run/egressclass/record";
+
+}  // namespace
+
+Status reserve_record() {
+  constexpr std::size_t kUsualBytes = 4096;
+  return reserve_file(kAnyRecord, kUsualBytes);
+}
+
+Status replace_attachment(const Attachment& attachment) {
+  auto saved = write_by_spare(spare_of(kAnyRecord), record_path(attachment.key), attachment.to_json(), 0600);
   if (!saved) return as_state_error(saved.error());
   return Ok{};
 }

@@ -24,6 +24,7 @@
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/orphans.h"
 #include "datapath/plan_maps.h"
 #include "datapath/pod_datapath.h"
 #include "datapath/programs.h"
@@ -32,6 +33,7 @@
 #include "datapath/tunnel.h"
 #include "util/all_errors.h"
 #include "util/file.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -184,14 +186,11 @@ Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& 
   return Ok{};
 }
 
-/// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
-Status note_attached(const std::vector<Attachment>& attachments, NodeFacts& facts) {
-  if (auto map = open_attachments_map()) {
-    auto ifindexes = map->keys();
-    if (!ifindexes) return ifindexes.error();
-    for (const __u32 ifindex : *ifindexes)
-      if (auto entry = map->find(ifindex); entry && *entry) facts.attached[(*entry)->class_id] = "?";
-  }
+/// The class ids that pods here carry.
+Status note_attached(const Netlink& netlink, const std::vector<Attachment>& attachments, NodeFacts& facts) {
+  auto orphans = find_orphans(netlink, attachments);
+  if (!orphans) return orphans.error();
+  for (const Orphan& orphan : *orphans) facts.orphaned[orphan.class_id] = orphan.class_vni;
   for (const Attachment& attachment : attachments) {
     facts.attached[attachment.class_id] = attachment.class_name;
     for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
@@ -212,7 +211,7 @@ Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& p
   for (const Attachment& attachment : attachments) {
     const Attachment wanted = reclassed(plan.applied, attachment);
     if (wanted != attachment)
-      if (auto saved = save_attachment(wanted); !saved) return saved.error();
+      if (auto saved = replace_attachment(wanted); !saved) return saved.error();
     if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
     if (!is_alive(netlink, wanted) || check_pod(wanted)) continue;
     if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
@@ -254,7 +253,7 @@ Status restore_links(const Netlink& netlink) {
 
 std::string nexthop_pin(int ifindex) { return kNextHopPins + std::to_string(ifindex); }
 
-Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
+Result<NodeFacts> gather_public_facts() {
   NodeFacts facts;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
@@ -267,12 +266,20 @@ Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
   for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
     facts.interfaces[i->if_name] = static_cast<int>(i->if_index);
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
-  for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  if (auto noted = note_attached(attachments, facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
+  return facts;
+}
+
+Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
+  auto facts = gather_public_facts();
+  if (!facts) return facts;
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
+  for (const auto& [ip, ifindex] : changes->addresses()) facts->placed.insert(ip);
+  if (auto noted = note_attached(*netlink, attachments, *facts); !noted) return noted.error();
   return facts;
 }
 
@@ -336,8 +343,8 @@ Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& program
     return removed.error();
   if (auto noted = note_integrity(rulesets.entries()); !noted) return noted.error();
   const std::string applied = plan.applied.to_json();
-  if (auto kept = write_file_atomic(paths::kLastClasses, applied); !kept) return kept.error();
-  if (auto written = write_file_atomic(paths::kAppliedClasses, applied); !written) return written.error();
+  if (auto kept = write_reserved(paths::kLastClasses, applied); !kept) return kept.error();
+  if (auto written = write_reserved(paths::kAppliedClasses, applied); !written) return written.error();
   return settled;
 }
 
@@ -383,7 +390,9 @@ Result<std::size_t> tear_down() {
   for (const char* folder : {paths::kRunDir, paths::kLibDir}) {
     std::error_code ec;
     std::filesystem::remove_all(folder, ec);
-    if (ec) errors.add(system_error("cannot remove", folder, ec.value()));
+    std::error_code unknown;  // under the unit they are mount points, which stay when all in them is gone
+    if (ec && !std::filesystem::is_empty(folder, unknown))
+      errors.add(system_error("cannot remove", folder, ec.value()));
   }
   if (auto all = errors.status(); !all) return all.error();
   return std::size_t{0};

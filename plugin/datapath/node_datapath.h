@@ -19,6 +19,8 @@ struct Reclassed {
   std::string before;
 };
 
+/// Of what make_plan() needs to know, all that anybody may read: addresses, interfaces, and what is applied.
+Result<NodeFacts> gather_public_facts();
 /// What make_plan() needs to know, read from the kernel and the state folder. `attachments`: all that there are, here
 /// as below.
 Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments);

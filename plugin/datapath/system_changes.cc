@@ -12,6 +12,7 @@
 #include "util/fd.h"
 #include "util/file.h"
 #include "util/json.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -64,7 +65,7 @@ Status SystemChanges::save() const {
   std::map<std::string, int> addresses;
   for (const auto& [ip, ifindex] : addresses_) addresses[ip.str()] = ifindex;
   const Json json = {{"sysctls", sysctls_}, {"addresses", addresses}};
-  return write_file_atomic(paths::kSystemChanges, dump_json(json) + "\n", 0600);
+  return write_reserved(paths::kSystemChanges, dump_json(json) + "\n", 0600);
 }
 
 Status SystemChanges::set_sysctl(const std::string& name, const std::string& value) {

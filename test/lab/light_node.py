@@ -284,7 +284,7 @@ for name in node attachments endpoints classes vnis rules; do
   [ -e {PINS}/maps/$name ] && echo $name && bpftool map dump pinned {PINS}/maps/$name -j | tr '{{' '\\n' | sed 's/[],}}]*$//' | sort
 done
 echo == files
-find /run/egressclass /var/lib/egressclass -type f ! -name 'lock*' 2>/dev/null | sort | while read -r file; do
+find /run/egressclass /var/lib/egressclass -type f ! -name 'lock*' ! -name '.*.spare' 2>/dev/null | sort | while read -r file; do
   echo "$file $(stat -c '%a %i %y' $file)"; cat $file; done
 echo == sysctls; cd /proc/sys/net/ipv4/conf; grep . */forwarding */rp_filter */arp_ignore ../ip_forward
 """

@@ -2,6 +2,7 @@
 """What ADD does to the kernel, DEL undoes, and CHECK compares: pods behind veths made by hand and by Debian's CNI plugins."""
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import subprocess
@@ -569,6 +570,26 @@ def test_check_finds_that_the_namespace_is_gone(applied):
     applied.add(pod)
     applied.remove_pod(pod)
     refused(applied.check(pod), 8, pod.netns)
+
+
+def test_check_takes_no_apply_for_damage(applied):
+    """One that is giving the pod another class: its record has that already, its entries do not."""
+    node = applied
+    pod = node.make_pod("p5", 5)
+    node.add(pod)
+    record = node.record(pod)
+    before = record.read_text()
+    ids = node.class_ids()
+    with node.path("/run/egressclass/lock").open("r+") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record.write_text(before.replace('"web"', '"far"').replace(f'"classID":{ids["web"]}', f'"classID":{ids["far"]}'))
+        answer = pool.submit(node.check, pod)
+        time.sleep(0.3)
+        waits = not answer.done()
+        record.write_text(before)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert waits and answer.result().code == 0, answer.result()
+    assert before.count('"classID":1') == 1     # else this test changed nothing
 
 
 def test_check_is_silent_again_after_its_class_came_back(applied):
