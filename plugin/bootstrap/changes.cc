@@ -93,9 +93,9 @@ const char* way_name(Way way) {
   return "edit";
 }
 
-Way present_way(const Survey& survey) {
+Way present_way(const Survey& survey, Way otherwise) {
   if (!survey.own_lists.empty()) return Way::kOwn;
-  return survey.drop_ins.empty() ? Way::kEdit : Way::kDropIn;
+  return survey.drop_ins.empty() ? otherwise : Way::kDropIn;
 }
 
 Result<Way> way_for(const NetworkFile& primary, Way wanted) {

@@ -86,6 +86,11 @@ Result<Edited> open_list(const std::string& text) {
   return list;
 }
 
+bool is_tuning(const Json& plugin) {
+  const Json* type = find_member(plugin, "type");
+  return type != nullptr && *type == Json("tuning");
+}
+
 void erase_ours(Edited& list, std::optional<std::size_t> except) {
   for (std::size_t i = list.plugins.size(); i-- > 0;)
     if (i != except && is_ours(list.plugins[i])) list.erase(i);
@@ -168,9 +173,10 @@ Result<std::string> with_entry(const std::string& text, const std::string& entry
   auto wanted = parse_json(entry);
   if (!wanted) return wanted.error();
 
-  // An entry in front of all others is in no place to stay: nothing is there yet to be chained to.
+  // Where it is in no place to stay: in front of all others nothing is there yet to be chained to, and in front of
+  // `tuning` the pod's interface does not have its MAC yet.
   std::optional<std::size_t> place;
-  for (std::size_t i = list->plugins.size(); i-- > 1;)
+  for (std::size_t i = list->plugins.size(); i-- > 1 && !is_tuning(list->plugins[i]);)
     if (is_ours(list->plugins[i])) place = i;
   if (place && list->plugins[*place] != *wanted) {
     const Span old = list->spans[*place];

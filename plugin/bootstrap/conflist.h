@@ -34,8 +34,8 @@ Result<std::string> parse_entry(const std::string& text);
 bool is_ours(const Json& plugin);
 bool has_entry(const Network& network);
 
-/// The list with our entry, once, equal to `entry`: where it is already, else at the end. An error for a list that
-/// has nothing else: there is nothing to be chained to.
+/// The list with our entry, once, equal to `entry`: where it is already, if it can work there, else at the end. An
+/// error for a list that has nothing else: there is nothing to be chained to.
 Result<std::string> with_entry(const std::string& list, const std::string& entry);
 
 /// The list without any entry of ours; what with_entry() appended leaves no trace.
