@@ -13,7 +13,8 @@ bootstrap.sh install|uninstall|status|watch [OPTIONS]
 
   install      the plugin into the runtime's folder, then its entry into the network that pods get
   uninstall    the entry out of every network; the plugin stays for pods that are still to be removed
-  status       whether both are there, as this version wants them, and which pods came up without
+  status       whether both are there, as this version wants them, whether there is a configuration to go by, and which
+               pods came up without
   watch        install, and again whenever somebody undoes it; waits for the primary CNI without end
 
   --way WAY         edit: in the primary CNI's list (a single plugin's .conf is always done by `own`)
@@ -316,18 +317,39 @@ state_of_plugin() {
   if [ ! -e "$(target)" ]; then echo missing; elif same_plugin; then echo current; else echo stale; fi
 }
 
+# The plugin asks it for each pod: without it, no pod has a class.
+state_of_configuration() {
+  if [ -e "$root/run/egressclass/classes.json" ]; then
+    echo applied
+  elif [ -e "$root/etc/egressclass/config.json" ]; then
+    echo unapplied
+  else
+    echo absent
+  fi
+}
+
+show_configuration() {
+  printf 'config    %s: %s\n' "$root/etc/egressclass/config.json" "$1"
+  case $1 in
+    absent) echo '          no configuration on this node: pods start without a class' ;;
+    unapplied) echo "          pods with a class do not start: run \`egressctl apply\`" ;;
+  esac
+}
+
 run_status() {
-  local state text code=0
+  local state text code=0 configuration
+  configuration=$(state_of_configuration)
   versions=$(call_plugin "$plugin" VERSION </dev/null 2>&1) || die $REFUSED "$plugin does not run on this machine: $versions"
   state=$(state_of_plugin)
   text=$(status_of_entry 2>&1) || code=$?
   [ $code != 0 ] || [ "$state" = current ] || code=$STALE
   if [ -n "$json" ]; then
     reported=yes
-    printf '{"code":%d,"plugin":{"file":%s,"state":"%s"},"conflist":%s}\n' "$code" "$(json_string "$(target)")" "$state" \
-      "$(status_of_entry --json 2>/dev/null || true)"
+    printf '{"code":%d,"plugin":{"file":%s,"state":"%s"},"configuration":"%s","conflist":%s}\n' "$code" \
+      "$(json_string "$(target)")" "$state" "$configuration" "$(status_of_entry --json 2>/dev/null || true)"
   else
     printf 'plugin    %s: %s\n%s\n' "$(target)" "$state" "$text"
+    show_configuration "$configuration"
   fi
   exit "$code"
 }

@@ -361,6 +361,20 @@ def test_status_by_its_exit_code(node):
     node.run("status", expect=STALE)
 
 
+def test_status_says_when_there_is_no_configuration_to_go_by(node):
+    """A node that has just joined: the entry is there, and pods start without a class until a configuration is delivered. No fault of
+    bootstrap's, so its code stays."""
+    node.write(PLAIN)
+    node.run("install")
+    for name, state, said in (("", "absent", "no configuration on this node: pods start without a class"),
+                              ("etc/egressclass/config.json", "unapplied", "run `egressctl apply`"), ("run/egressclass/classes.json", "applied", "")):
+        if name:
+            lay_out(node.root, {name: "{}"})
+        *_, line = text = node.run("status").stdout.splitlines()
+        assert said in line and text[3] == f"config    {node.root}/etc/egressclass/config.json: {state}"
+        assert json.loads(node.run("status", "--json").stdout)["configuration"] == state
+
+
 def test_cni_76_status_names_the_pods_that_came_up_without_us(node):
     cache = node.root / "var/lib/cni/results"
     cache.mkdir(parents=True)
