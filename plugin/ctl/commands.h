@@ -17,7 +17,8 @@ inline constexpr int kBadConfig = 2;
 /// Validates `file` and makes the node equal to it. With `check_only` it stops before the first change.
 int apply(const std::string& file, bool check_only);
 /// Removes everything of ours, but for the classifiers of running pods with a class, which drop from then on.
-int down();
+/// `unless_pods`: when there are such pods, changes nothing and returns kFailure.
+int down(bool unless_pods);
 /// Health of the datapath, gateways, classes, counters. kFailure when something is wrong.
 int status(bool json);
 /// The attachments of this node.
