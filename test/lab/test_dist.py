@@ -10,6 +10,7 @@ import re
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from labkit.assets import REPOSITORY
@@ -183,26 +184,43 @@ def end_pod(node, pod) -> None:
     node.remove_pod(pod)
 
 
-@pytest.fixture
-def newer(package, tmp_path) -> Path:
-    """A package of a later version, with another plugin."""
-    stage = tmp_path / "stage"
+def later_egressctl(folder: Path) -> Path:
+    """With programs that have one instruction more. Only programs.o is made of them."""
+    run("cp", "-a", REPOSITORY / "Makefile", REPOSITORY / "plugin", REPOSITORY / "bpf", folder)
+    run("cp", "-a", "--parents", "build/obj", "build/bpf", folder, cwd=REPOSITORY)
+    source = folder / "bpf/egressclass.bpf.c"
+    text, count = re.subn(r"^int \w+\(struct __sk_buff\* skb\) {", r'\g<0> asm volatile("r0 = 42" ::: "r0");', source.read_text(), flags=re.M)
+    assert count
+    source.write_text(text)
+    run("make", "-C", folder, "build/bpf/egressclass.skel.h")
+    run("sh", "-c", "rm plugin/datapath/programs.o && find . -name '*.o' -exec touch {} +", cwd=folder / "build/obj")
+    run("make", "-C", folder, "build/egressctl")
+    return folder / "build/egressctl"
+
+
+@pytest.fixture(scope="module")
+def newer(package, tmp_path_factory) -> Path:
+    """A package of a later version, with another plugin and other programs."""
+    stage = tmp_path_factory.mktemp("stage")
     run("dpkg-deb", "--extract", package, stage)
     with (stage / "usr/libexec/egressclass/egressclass").open("ab") as plugin:
         plugin.write(b"of a later version")
-    run(REPOSITORY / "scripts/dist", stage, tmp_path, VERSION + "+1", cwd=REPOSITORY)
-    (found,) = tmp_path.glob("*.deb")
+    with TemporaryDirectory() as folder:
+        run("install", "-s", later_egressctl(Path(folder)), stage / "usr/sbin/egressctl")
+    folder = tmp_path_factory.mktemp("newer")
+    run(REPOSITORY / "scripts/dist", stage, folder, VERSION + "+1", cwd=REPOSITORY)
+    (found,) = folder.glob("*.deb")
     return found
 
 
 def test_an_upgrade_loses_no_packet(packaged, newer):
-    """On both ends at once. What was in force is applied again by the new program (and not what somebody has written since), the plugin is
-    the new one, and what runs is restarted."""
+    """On both ends at once. What was in force is applied again (and not what somebody has written since) with the new programs, the plugin
+    is the new one, and what runs is restarted."""
     worker = packaged.worker1
     pod = run_pod(worker, "p")
+    before = [node.classifier() for node in packaged.nodes]
     for node in packaged.nodes:
         node.configure("{ not what is in force")
-        node.run("rm /run/egressclass/programs")         # written by an apply
     with packaged.watch([egress_ip(7), egress_ip(7, 6)]) as watch, ExitStack() as stack:
         streams = [stack.enter_context(Stream(pod, "198.51.100.10", proto)) for proto in ("tcp", "udp")]
         for stream in streams:
@@ -217,8 +235,10 @@ def test_an_upgrade_loses_no_packet(packaged, newer):
     assert [(stream.lost, stream.error, stream.sources) for stream in streams] == [([], "", {egress_ip(7)})] * 2
     for node in packaged.nodes:
         assert node.run("dpkg-query -W -f '${Version} ${Status}' egressclass").stdout == VERSION + "+1 install ok installed"
-        assert node.path(PLUGIN).read_bytes().endswith(b"of a later version") and node.path("/run/egressclass/programs").exists()
+        assert node.path(PLUGIN).read_bytes().endswith(b"of a later version")
         assert node.status()["healthy"], node.status()["problems"]
+    now = [node.classifier() for node in packaged.nodes]
+    assert not set(now) & set(before) and worker.tcx(worker.link(pod.host_veth)["ifindex"])["programs"][0] == now[0]
     log = worker.path("/run/systemctl.log").read_text()
     assert active(worker) == UNITS and log.startswith("daemon-reload\n") and " stop" not in log
     assert {unit for unit in UNITS if re.search(rf"restart {unit}", log)} == UNITS - {"egressclass.service"}
