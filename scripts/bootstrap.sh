@@ -42,7 +42,8 @@ END
 }
 
 readonly REFUSED=2 NO_NETWORK=3 BROKEN=4 STALE=5 FOUGHT=7     # 5 and 6 of an entry are egressctl's
-here=$(dirname "$(readlink -f "$0")")
+self=$(readlink -f "$0")
+here=$(dirname "$self")
 
 way=${EGRESSCLASS_WAY:-auto}
 entry=${EGRESSCLASS_ENTRY:-}
@@ -379,7 +380,7 @@ follow_platform() {
   [ "$before" != "$conf_dir:$bin_dir:$default_way" ] || return 0
   note "the runtime looks in $conf_dir and $bin_dir now"
   kill "$EVENTS_PID"
-  exec "$0" "${words[@]}"
+  exec "$self" "${words[@]}"
 }
 
 # Says a state that lasts once.

@@ -41,6 +41,11 @@ Result<std::string> with_entry(const std::string& list, const std::string& entry
 /// The list without any entry of ours; what with_entry() appended leaves no trace.
 Result<std::string> without_entry(const std::string& list);
 
+/// The list with the plugins that others have chained into `copy`, which was made of it: those whose type it has not.
+Result<std::string> with_additions(const std::string& list, const std::string& copy);
+
+bool same_but_for_entry(const std::string& list, const std::string& other);
+
 /// The list that a runtime makes of a single plugin's file.
 std::string as_list(const std::string& single);
 

@@ -311,6 +311,27 @@ def test_cni_76_a_list_of_our_own_outlives_what_the_primary_does_to_its_file(nod
     assert not own.exists() and types(file.read_text())[-1] == "egressclass"
 
 
+def test_what_others_chain_into_the_list_of_our_own_stays(node):
+    """A service mesh puts its plugin where the runtime looks. Neither undoes the other's, and an upgrade of the primary takes both along."""
+    file, own = node.write(PLAIN), node.net / "10-pods-egressclass.conflist"
+    node.run("install", "--way", "own")
+    mesh = '{ "type": "mesh", "log": [1e0, "]"] }'
+    own.write_text(WITH.replace(ENTRY, f"{ENTRY},\n    {mesh}"))
+    with watching(node, "--give-up", "02") as process:
+        time.sleep(0.5)
+        node.run("status")
+        assert types(own.read_text()) == ["bridge", "portmap", "egressclass", "mesh"]
+        file.write_text(PLAIN.replace("1e3", "1400"))
+        until(lambda: "1400" in own.read_text())
+        assert types(own.read_text()) == ["bridge", "portmap", "mesh", "egressclass"] and mesh in own.read_text()
+        own.write_text(WITH.replace("1e3", "1400"))     # the mesh is uninstalled
+        time.sleep(0.5)
+        assert own.read_text() == WITH.replace("1e3", "1400") and process.poll() is None
+    own.write_text("{ broken")
+    node.run("install")
+    assert own.read_text() == WITH.replace("1e3", "1400")
+
+
 @pytest.mark.parametrize("version, code", [("1.33.0", OK), ("1.34.2", OK), ("1.32.9", REFUSED)])
 def test_drop_in_of_a_runtime_that_looks_for_them(tmp_path, node, version, code):
     (tmp_path / "crio").write_text(f"#!/bin/sh\necho crio version {version}\n")
