@@ -158,6 +158,8 @@ Result<std::string> parse_entry(const std::string& text) {
 
 bool is_ours(const Json& plugin) { return is_of_type(plugin, kEntryType); }
 
+bool is_tuning(const Json& plugin) { return is_of_type(plugin, "tuning"); }
+
 bool has_entry(const Network& network) { return std::ranges::any_of(network.plugins, is_ours); }
 
 Result<std::string> with_entry(const std::string& text, const std::string& entry) {
@@ -169,7 +171,7 @@ Result<std::string> with_entry(const std::string& text, const std::string& entry
   // Where it is in no place to stay: in front of all others nothing is there yet to be chained to, and in front of
   // `tuning` the pod's interface does not have its MAC yet.
   std::optional<std::size_t> place;
-  for (std::size_t i = list->plugins.size(); i-- > 1 && !is_of_type(list->plugins[i], "tuning");)
+  for (std::size_t i = list->plugins.size(); i-- > 1 && !is_tuning(list->plugins[i]);)
     if (is_ours(list->plugins[i])) place = i;
   if (place && list->plugins[*place] != *wanted) {
     const Span old = list->spans[*place];

@@ -32,6 +32,7 @@ Result<Network> parse_network(const std::string& text, bool is_list);
 Result<std::string> parse_entry(const std::string& text);
 
 bool is_ours(const Json& plugin);
+bool is_tuning(const Json& plugin);
 bool has_entry(const Network& network);
 
 /// The list with our entry, once, equal to `entry`: where it is already, if it can work there, else at the end. An

@@ -191,7 +191,12 @@ int judge(const Options& options, const Survey& survey, const Wanted& wanted, Re
   }
   if (plan->empty()) {
     report->entry = "current";
-    return kSuccess;
+    const std::string late = late_tuning(survey, primary->network, *used == Way::kDropIn);
+    if (late.empty()) return kSuccess;
+    report->problem = late +
+                      " comes after the plugin, and may give pods another MAC: what they send is dropped as spoofed "
+                      "then; put it into the list";
+    return kStale;
   }
   if (!anything_of_ours(survey)) return kAbsent;
   report->entry = "stale";

@@ -195,6 +195,26 @@ def test_an_entry_is_put_where_it_can_work(node, before, after):
     assert types(file.read_text()) == types(listed(after))
 
 
+def test_a_drop_in_that_may_change_the_mac_afterwards_is_named(node):
+    """libcni puts it behind the list, and behind drop-ins of an earlier name. What is not ours is not for us to move."""
+    node.write(PLAIN)
+    node.run("install")
+    late = node.net / "pods/40-mac.conf"
+    late.parent.mkdir()
+    late.write_text('{ "type": "tuning", "mac": "02:00:de:ad:be:ef" }')
+    assert f"{late} comes after the plugin" in node.run("status", expect=STALE).stdout
+    late.write_text('{ "type": "sbr" }')
+    node.run("status")
+    late.write_text('{ "type": "tuning" }')
+    node.run("install", "--way", "drop-in")
+    node.run("status")
+    late.rename(late.with_name("60-mac.conf"))
+    node.run("status", expect=STALE)
+    node.write(PLAIN.replace('"name"', '"loadOnlyInlinedPlugins": true, "name"'))
+    node.run("install", "--way", "edit")
+    node.run("status")
+
+
 def test_the_operators_own_entry(node):
     """By option, or by its file; one that the plugin would refuse is refused."""
     file = node.write(PLAIN)
