@@ -370,16 +370,17 @@ await_change() {
   local code=0
   read -r -t "$1" -u "${EVENTS[0]}" || code=$?
   ((code == 0 || code > 128)) || die 1 "the watch on $conf_dir ended"
-  ((code == 0)) || follow_platform
 }
 
-# A platform makes its folders when it starts for the first time, and an upgrade may move them.
+# A platform makes its folders when it starts for the first time, and an upgrade may move them: where they are, it writes
+# before its list.
 follow_platform() {
-  local before=$conf_dir:$bin_dir:$default_way
+  local before=$conf_dir:$bin_dir:$default_way events=${EVENTS_PID:-}
   find_folders
   [ "$before" != "$conf_dir:$bin_dir:$default_way" ] || return 0
   note "the runtime looks in $conf_dir and $bin_dir now"
-  kill "$EVENTS_PID"
+  kill "$events" || true
+  wait "$events" 2>/dev/null || true
   exec "$self" "${words[@]}"
 }
 
@@ -442,6 +443,7 @@ run_watch() {
       installed=yes
     fi
     sleep "$pause"
+    follow_platform # after what is urgent: it takes a moment
     await_change $((${#installed} > 0 ? 30 : 2))
   done
 }

@@ -627,6 +627,10 @@ def test_watch_follows_a_platform_that_starts_for_the_first_time(tmp_path):
                             f'version = 3\n{CRI3}bin_dirs = ["/var/lib/rancher/k3s/data/cni"]\nconf_dir = "/{K3S}etc/cni/net.d"\n'})
         until((net / "10-flannel-egressclass.conflist").exists)
         assert (node.root / "var/lib/rancher/k3s/data/cni/egressclass").exists()
+        config = node.root / K3S / "etc/containerd/config.toml"
+        config.write_text(config.read_text().replace("data/cni", "data/newer/bin"))
+        (net / "10-flannel.conflist").write_text(PLAIN)
+        until((node.root / "var/lib/rancher/k3s/data/newer/bin/egressclass").exists)
     assert first_network(net)[-1] == "egressclass"
 
 

@@ -130,7 +130,7 @@ UNITS = {"egressclass.service", "egressclass-watch.service", "egressd.service"}
 
 def names(node) -> set[str]:
     """Of all that is ours, wherever the package or its programs may have put it."""
-    return set(node.run("find /etc /opt /run /usr /var /sys/fs/bpf /tmp -xdev ! -path '/run/.lab/*' ! -path '/run/active/*' "
+    return set(node.run("find /etc /opt /run /usr /var /sys/fs/bpf -xdev ! -path '/run/.lab/*' ! -path '/run/active/*' "
                         "'(' -name '*egressc*' -o -name 'egressd*' ')'", check=False).stdout.split())
 
 
