@@ -49,7 +49,8 @@ objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
 
 PYTHON_FILES := scripts/lab scripts/demo $(wildcard scripts/labkit/*.py test/*/*.py test/*.py)
-SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh .ci/run $(addprefix test/kernel/,boot get_kernel guest_task initrd_init run)
+SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh $(wildcard scripts/debian/*) .ci/run \
+                $(addprefix test/kernel/,boot get_kernel guest_task initrd_init run)
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
