@@ -857,3 +857,32 @@ def test_two_thousand_classes_with_twenty_thousand_prefixes(node, capsys):
         print(f"\n  2000 classes, 20000 prefixes: apply {first:.1f} s, again {second:.1f} s, ADD {add * 1000:.0f} ms, "
               f"down {time.monotonic() - started:.1f} s")
     assert max(first, second) < 60 and add < 2
+
+
+# --- the tunnel's device
+
+@pytest.mark.parametrize("mtu", [1330, 1329, 1280, 576])
+def test_ipv4_works_through_an_uplink_that_is_too_small_for_ipv6(node, mtu):
+    """The kernel has no IPv6 on a device of less than 1280 bytes, not even its settings."""
+    node.run(f"ip link set eth0 mtu {mtu}")
+    node.apply(BOTH)
+    assert node.link("egress0")["mtu"] == mtu - 50
+    assert node.status()["healthy"], node.status()["problems"]
+    node.ctl("down")
+
+
+def test_ipv6_through_an_uplink_that_is_too_small_for_it_is_refused(node):
+    both = configuration(egress_class("web", egressIPs=["203.0.113.7", "2001:db8:7::7"]))
+    node.run("ip link set eth0 mtu 1329")
+    done = node.apply(both, check=False)
+    assert done.returncode == 1 and "IPv6 needs 1280: raise it by 1" in done.stderr, done.stderr
+    node.run("ip link set eth0 mtu 1330; echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+    node.apply(both)
+
+
+def test_the_kernel_gets_the_tunnels_port_in_two_bytes(node):
+    """Of four it says in its log that it cannot use them."""
+    node.configure(BOTH)
+    trace = node.run(f"strace -f -qq -e trace=sendmsg,sendto -s 4096 -o /dev/stdout {CTL} apply").stdout
+    (created,) = [line for line in trace.splitlines() if "RTM_NEWLINK" in line and '"vxlan"' in line]
+    assert r"\x06\x00\x0f\x00\x21\x1f\x00\x00" in created, created      # nla_len, IFLA_VXLAN_PORT, 8479, padding
