@@ -6,7 +6,7 @@
 #   make fmt        format the sources          make dist       a tarball and a .deb in build/dist
 #   make clean
 #
-#   make test-thorough, fuzz, bench-cni: what takes many minutes, or an idle machine
+#   make test-thorough, test-kernel, fuzz, bench-cni: what takes many minutes, or an idle machine
 #
 # V=1 shows the commands. Everything that is made goes to build/.
 
@@ -37,7 +37,7 @@ UTIL     := $(wildcard plugin/util/*.cc)
 CORE     := $(wildcard plugin/core/*.cc)
 PROTOCOL := plugin/cni/protocol.cc plugin/cni/result.cc
 # What the plugin needs of the datapath: pods, not the node.
-POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc expedite.cc host_veth.cc netlink.cc pod_datapath.cc)
+POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc bpf_object.cc device_program.cc expedite.cc host_veth.cc netlink.cc pod_datapath.cc)
 NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
 CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
 BOOT     := $(wildcard plugin/bootstrap/*.cc)
@@ -49,11 +49,12 @@ objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
 
 PYTHON_FILES := scripts/lab scripts/demo $(wildcard scripts/labkit/*.py test/*/*.py test/*.py)
-SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh .ci/run
+SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh $(wildcard scripts/debian/*) .ci/run \
+                $(addprefix test/kernel/,boot get_kernel guest_task initrd_init run)
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 
-.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough fuzz bench-cni bench-apply lint fmt install dist clean
+.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough test-kernel test-kernel-quick fuzz bench-cni bench-apply lint fmt install dist clean
 all: $(B)/egressclass $(B)/egressctl $(B)/egressd
 
 # One static executable: it is copied onto hosts that have none of our libraries.
@@ -107,10 +108,10 @@ $(B)/san/%.o: %.cc
 
 $(call sanitized,$(BPF_TESTS) $(NODE)): $(SKELETON)
 
-$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT) $(AUDIT))
+$(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOOT) $(AUDIT) plugin/datapath/load_failure.cc)
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lgtest -lgtest_main -lz -pthread
+	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -lz -pthread
 
 # What fills the maps.
 MAP_FILLERS := $(addprefix plugin/datapath/,plan_maps.cc port_sets.cc rulesets.cc)
@@ -178,6 +179,15 @@ test-thorough: all
 	$(call say,TEST,'lab thoroughly')
 	$(Q)$(PYTEST) test/lab/test_crash.py test/lab/test_races.py
 
+# A distribution's kernel, in which what we need are modules, in a virtual machine: the package, its units, a reboot; then BPF tests and
+# those of the lab. The quick one stops before these.
+KERNEL ?= debian13
+test-kernel test-kernel-quick: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) all $(B)/test/bpf
+	@$(MAKE) --no-print-directory dist >/dev/null
+	$(call say,TEST,'$(KERNEL) in a virtual machine')
+	$(Q)test/kernel/run $(KERNEL) $(if $(filter test-kernel,$@),full,quick)
+
 fuzz: $(FUZZERS)
 	$(call say,FUZZ,'$(FUZZ_SECONDS) s each: $(FUZZ_TARGETS)')
 	$(call run_fuzzers,$(FUZZ_SECONDS))
@@ -217,6 +227,7 @@ install: all
 	install -D -m 0644 conf/config.json $(DESTDIR)$(PREFIX)/share/egressclass/config.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/examples conf/examples/*.json
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/egressclass/conflists conf/*.conflist
+	install -D -m 0644 conf/modules-load.d/egressclass.conf $(DESTDIR)$(PREFIX)/lib/modules-load.d/egressclass.conf
 	install -d $(DESTDIR)$(UNITS)
 	for unit in conf/*.service; do \
 	    sed 's|/usr/local/|$(PREFIX)/|' $$unit | install -m 0644 /dev/stdin $(DESTDIR)$(UNITS)/$${unit#conf/}; done

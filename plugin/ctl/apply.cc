@@ -10,6 +10,7 @@
 #include "ctl/commands.h"
 #include "ctl/config_file.h"
 #include "ctl/drift.h"
+#include "datapath/announce.h"
 #include "datapath/attachment_store.h"
 #include "datapath/netlink.h"
 #include "datapath/node_datapath.h"
@@ -24,6 +25,14 @@
 namespace egressclass::ctl {
 namespace {
 
+/// A neighbour that was not told will find out by asking: nothing to undo an apply for.
+void announce(const Plan& plan) {
+  if (auto announced = announce_egress_ips(plan); !announced)
+    std::fprintf(stderr, "egressctl: warning: %s: %s\n", announced.error().msg.c_str(),
+                 announced.error().details.c_str());
+  announce_again(plan);
+}
+
 /// Back to the configuration that was in force, or to none.
 void roll_back(const std::optional<std::string>& previous, const Programs& programs) {
   std::vector<ConfigProblem> problems;
@@ -34,6 +43,7 @@ void roll_back(const std::optional<std::string>& previous, const Programs& progr
   if (plan) {
     auto rulesets = fit(*plan);
     if (rulesets && realize(*plan, programs, std::move(*rulesets), attachments)) {
+      announce(*plan);
       std::fprintf(stderr, "egressctl: the configuration that was in force before is in force again\n");
       return;
     }
@@ -90,7 +100,7 @@ int apply(const std::string& file) {
     std::fprintf(stderr, "egressctl: nothing was changed\n");
     return kFailure;
   }
-  auto programs = install_programs(attachments);
+  auto programs = install_programs();
   if (!programs) return fail(programs.error());
   auto rulesets = fit(*plan);
   if (!rulesets && *previous) {
@@ -106,6 +116,7 @@ int apply(const std::string& file) {
     roll_back(*previous, *programs);
     return kFailure;
   }
+  announce(*plan);
   report(*plan, *pods);
   warn(config, *plan);
   return kSuccess;

@@ -22,7 +22,8 @@ int apply(const std::string& file);
 /// Only validates, as far as who asks may look: without root, and on a machine that is no node, the file itself.
 int check(const std::string& file);
 /// Removes everything of ours, but for the classifiers of running pods with a class, which drop from then on.
-int down();
+/// `unless_pods`: when there are such pods, changes nothing and returns kFailure.
+int down(bool unless_pods);
 /// Health of the datapath, gateways, classes, counters. kFailure when something is wrong, kNotYet when an apply or a
 /// down is under way and nobody can say.
 int status(bool json);

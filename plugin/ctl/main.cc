@@ -67,8 +67,11 @@ int run(int argc, char** argv) {
   who_command->add_flag("--json", json, "for machines");
   who_command->callback([&] { result = ctl::who(endpoint, at, folder, json); });
 
-  app.add_subcommand("down", "remove everything of ours from this node; pods with a class that still run stay closed")
-      ->callback([&] { result = ctl::down(); });
+  bool unless_pods = false;
+  auto* down_command = app.add_subcommand(
+      "down", "remove everything of ours from this node; pods with a class that still run stay closed");
+  down_command->add_flag("--unless-pods", unless_pods, "change nothing, and fail, when there are such pods");
+  down_command->callback([&] { result = ctl::down(unless_pods); });
 
   ctl::add_cni_commands(app, &result);
 

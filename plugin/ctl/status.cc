@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <bpf/bpf.h>
 #include <time.h>
 
 #include <algorithm>
@@ -15,14 +16,17 @@
 #include "ctl/table.h"
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
+#include "datapath/bpf_object.h"
 #include "datapath/counters.h"
 #include "datapath/flows.h"
 #include "datapath/integrity.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/node_datapath.h"
 #include "datapath/orphans.h"
 #include "datapath/pod_datapath.h"
+#include "datapath/programs.h"
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
 #include "util/json.h"
@@ -44,9 +48,12 @@ class Health {
   std::vector<std::string> problems_;
 };
 
-bool link_is_on(const char* pin, int ifindex) {
+/// Whether the link holds that program of ours on the interface.
+bool link_is_on(const std::string& pin, const char* program, int ifindex) {
   auto link = read_link(pin);
-  return link && *link && (*link)->ifindex == ifindex;
+  const Fd wanted(bpf_obj_get((std::string(paths::kProgramPins) + "/" + program).c_str()));
+  auto id = program_id(wanted.get());
+  return link && *link && (*link)->ifindex == ifindex && id && (*link)->program_id == *id;
 }
 
 /// Of a machine that is no router otherwise, apply makes one: of IPv4 interface by interface, of IPv6 as a whole, since
@@ -68,10 +75,30 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
     return;
   }
   health.expect((*link)->up, "the tunnel device egress0 is down");
-  health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
-  health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
-  health.expect(routes_exist(netlink, node.mark_mask, ifindex), "a rule or the route to egress0 is missing");
+  health.expect(link_is_on(kTunnelInPin, "tunnel_in", ifindex), "tunnel_in is not attached to egress0");
+  health.expect(link_is_on(kTunnelOutPin, "tunnel_out", ifindex), "tunnel_out is not attached to egress0");
+  health.expect(routes_exist(netlink, node.mark_mask, {ifindex, node.tunnel_mtu}),
+                "a rule or the route to egress0 is missing");
   check_forwarding((*link)->name, true, health);
+}
+
+void check_nexthops(const Netlink& netlink, Health& health) {
+  auto map = open_classes_map();
+  const auto classes = map ? map->entries() : Result<std::vector<std::pair<__u32, ec_class>>>(map.error());
+  if (!classes) return;
+  std::set<int> ifindexes;
+  for (const auto& [id, entry] : *classes)
+    for (const ec_hop& hop : std::span(entry.hops).first(std::min<std::size_t>(entry.hop_count, EC_MAX_HOPS)))
+      if (hop.path == EC_PATH_NEXTHOP) ifindexes.insert(static_cast<int>(hop.ifindex));
+  for (const int ifindex : ifindexes) {
+    auto link = netlink.link(ifindex);
+    const bool there = link && *link;
+    health.expect(there, "the interface towards a next hop is gone (ifindex " + std::to_string(ifindex) + ")");
+    if (!there) continue;
+    health.expect((*link)->up, (*link)->name + ", the interface towards a next hop, is down");
+    health.expect(link_is_on(nexthop_pin(ifindex), "nexthop_in", ifindex),
+                  "nexthop_in is not attached to " + (*link)->name);
+  }
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {
@@ -254,7 +281,9 @@ void check_node(const Netlink& netlink, const std::optional<ec_node>& node, bool
   health.expect(!node || node->applied != 0, "the datapath is down; traffic of pods with a class is dropped");
   if (node && node->applied != 0) {
     check_tunnel(netlink, *node, health);
+    check_nexthops(netlink, health);
     check_egress_ips(netlink, health);
+    health.expect(pins_are_intact(), "BPF maps or programs are not pinned as they were applied: run `egressctl apply`");
     health.expect(static_cast<bool>(read_nft_counters()), "the nft table `inet egressclass` is missing");
     check_integrity(health);
     health.expect(has_state_file, "the state file for the plugin is missing or broken: run `egressctl apply`");

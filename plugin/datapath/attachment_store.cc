@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <set>
 
 #include "cni/codes.h"
@@ -29,11 +28,8 @@ std::string key_of(const std::string& file) {
 }
 
 void remove_temporaries(const std::string& key) {
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec)) {
-    const std::string file = entry.path().filename();
-    if (file.starts_with('.') && key_of(file) == key) std::filesystem::remove(entry.path(), ec);
-  }
+  for (const std::string& file : names_in(paths::kAttachments))
+    if (file.starts_with('.') && key_of(file) == key) ::unlink(record_path(file).c_str());
 }
 
 Error as_state_error(Error error) {
@@ -87,17 +83,13 @@ Status remove_attachment(const std::string& key) {
 
 std::vector<std::string> list_attachment_keys() {
   std::set<std::string> keys;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec))
-    keys.insert(key_of(entry.path().filename()));
+  for (const std::string& file : names_in(paths::kAttachments)) keys.insert(key_of(file));
   return {keys.begin(), keys.end()};
 }
 
 std::vector<Attachment> list_attachments(std::vector<std::string>* unreadable) {
   std::vector<Attachment> found;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec)) {
-    const std::string key = entry.path().filename();
+  for (const std::string& key : names_in(paths::kAttachments)) {
     if (key.starts_with('.')) continue;  // being written
     auto attachment = load_attachment(key);
     if (!attachment && unreadable != nullptr) unreadable->push_back(key + ": " + attachment.error().details);

@@ -61,6 +61,11 @@ std::string replace_all(std::string text, const std::map<std::string, std::strin
  * What is for the cluster has its last destination in its header: with a source route, a node that honours it would
  * send it on to the outside.
  *
+ * What IPVS takes for a service comes in for the host (the service's address is the host's) and leaves from there, with
+ * the device that it came in by, and is never forwarded: guard verifies it instead of forward. IPVS does not always
+ * tell conntrack that it has changed the destination, and the mark is for cluster destinations: that must hold in any
+ * case.
+ *
  * srcnat and guard are for what is forwarded. Local programs may use the same bits for their own ends (iif 0), and on
  * multicast a mark is no mark: the kernel's IGMP and MLD reports use the field for something else (sk_buff: `mark` and
  * `reserved_tailroom` are a union).
@@ -87,6 +92,7 @@ add set inet egressclass never6 { type ipv6_addr; flags interval; auto-merge; }
 add chain inet egressclass prerouting { type filter hook prerouting priority mangle; policy accept; }
 add chain inet egressclass verify_reply
 add chain inet egressclass verify_bypass
+add chain inet egressclass verify_local_bypass
 add chain inet egressclass forward { type filter hook forward priority filter - 5; policy accept; }
 add chain inet egressclass output { type route hook output priority mangle; policy accept; }
 add chain inet egressclass srcnat { type nat hook postrouting priority srcnat - 10; policy accept; }
@@ -94,6 +100,7 @@ add chain inet egressclass guard { type filter hook postrouting priority srcnat 
 flush chain inet egressclass prerouting
 flush chain inet egressclass verify_reply
 flush chain inet egressclass verify_bypass
+flush chain inet egressclass verify_local_bypass
 flush chain inet egressclass forward
 flush chain inet egressclass output
 flush chain inet egressclass srcnat
@@ -130,6 +137,14 @@ table inet egressclass {
     ct direction original ct status dnat ip6 daddr != @never6 counter name service_outside drop
     meta mark set meta mark & OTHERS
   }
+  chain verify_local_bypass {
+    ip option lsrr exists counter name source_route drop
+    ip option ssrr exists counter name source_route drop
+    exthdr rt exists counter name source_route drop
+    ip daddr != @never4 counter name service_outside drop
+    ip6 daddr != @never6 counter name service_outside drop
+    meta mark set meta mark & OTHERS
+  }
   chain forward {
     udp dport PORT ip daddr @nodes4 counter name tunnel_from_pod drop
     udp dport PORT ip6 daddr @nodes6 counter name tunnel_from_pod drop
@@ -153,6 +168,7 @@ CLAMP  }
     iif 0 accept
     ip daddr 224.0.0.0/4 accept
     ip6 daddr ff00::/8 accept
+    meta mark & MASK == BYPASS goto verify_local_bypass
     meta mark & MASK . ip saddr @sources4 accept
     meta mark & MASK . ip6 saddr @sources6 accept
     counter name wrong_source drop

@@ -42,6 +42,7 @@ from labkit.node import NODE_SETUP
 from labkit.outside import Outside
 from labkit.process import Process, finish
 from light_node import Answer, LightNode, NetPod
+from pace import patience
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -353,15 +354,15 @@ class Watch:
 
     def __enter__(self) -> Watch:
         """When the wires are quiet: connections of the test before may still be saying goodbye."""
-        deadline = time.monotonic() + 0.5
+        deadline = time.monotonic() + patience(0.5)
         while True:
-            time.sleep(0.01)
+            time.sleep(patience(0.01))
             if not sum(tap.discard() for tap in self._taps.values()) or time.monotonic() > deadline:
                 return self
 
     def __exit__(self, kind, *exception) -> None:
         if kind is None:
-            time.sleep(0.01)        # the last acknowledgements
+            time.sleep(patience(0.01))      # the last acknowledgements
             self.read()
 
     def read(self) -> Watch:
@@ -456,7 +457,7 @@ class LightFleet:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         for holder in self._holders:
             while holder.poll() is None:
                 assert time.monotonic() < deadline, "a host does not end"
@@ -598,8 +599,8 @@ class LightFleet:
 
 def until(condition: Callable[[], object], timeout: float = 5, every: float = 0.02, what: str | Callable[[], str] = ""):
     """The first true value of a condition; AssertionError when none came in time. `what` says what then is wrong."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while not (value := condition()):
-        assert time.monotonic() < deadline, (what() if callable(what) else what) or f"not within {timeout} s"
+        assert time.monotonic() < deadline, (what() if callable(what) else what) or f"not within {patience(timeout)} s"
         time.sleep(every)
     return value

@@ -251,9 +251,10 @@ ip netns exec {name} sh -ec 'echo {int(not ipv6)} >/proc/sys/net/ipv6/conf/{ifna
     def attach_foreign(self, ifindex: int, pin: str) -> None:
         self.run(["/usr/bin/python3", "-SEB", str(TCX), "attach", str(ifindex), pin])
 
-    def classifier(self) -> int:
-        """The id of the pinned program."""
-        return json.loads(self.run(["bpftool", "-j", "prog", "show", "pinned", f"{PINS}/programs/classify"]).stdout)["id"]
+    def classifiers(self) -> list[int]:
+        """The ids of the pinned programs that a classed pod's host veth has, in order."""
+        return [json.loads(self.run(["bpftool", "-j", "prog", "show", "pinned", f"{PINS}/programs/{name}"]).stdout)["id"]
+                for name in ("classify", "classify_again")]
 
     def traces_of_pods(self) -> list[str]:
         """What is left of attachments: entries, pins, records."""

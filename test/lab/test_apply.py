@@ -625,11 +625,11 @@ def test_apply_of_the_same_loads_no_program_again(applied):
     """As long as all is pinned that this build has loaded; what somebody has put in the place of a pin is noticed."""
     def loaded() -> list[str]:
         return applied.run(f"strace -f -qq -e trace=bpf {CTL} apply 2>&1 | grep -c BPF_PROG_LOAD || true").stdout.split()
-    before = applied.classifier()
-    assert loaded() == ["0"] and applied.classifier() == before
+    before = applied.classifiers()[0]
+    assert loaded() == ["0"] and applied.classifiers()[0] == before
     applied.run(f"rm {PINS}/programs/classify; bpftool prog pin id $(bpftool -j prog show pinned {PINS}/programs/tunnel_in | "
                 f"grep -o '\"id\":[0-9]*' | cut -d: -f2) {PINS}/programs/classify")
-    assert loaded() != ["0"] and applied.classifier() != before
+    assert loaded() != ["0"] and applied.classifiers()[0] != before
     assert applied.status()["problems"] == [] and loaded() == ["0"]
 
 

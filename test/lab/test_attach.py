@@ -39,7 +39,7 @@ def in_force(node: LightNode, pod: NetPod, *addresses: str, class_name: str = "w
     expected = (number, class_id, inside["address"], index["address"])
     assert {a: e for a, e in node.endpoints().items() if e[0] == number} == {a: expected for a in addresses or (pod.address,)}
     assert node.link_pin(number).exists()
-    assert node.tcx(number)["programs"][:1] == [node.classifier()]
+    assert node.tcx(number)["programs"][:2] == node.classifiers()
     record = json.loads(node.record(pod).read_text())
     assert (record["class"], record["classID"], record["hostVeth"]) == (class_name, class_id, pod.host_veth)
 
@@ -274,9 +274,9 @@ def test_classifier_runs_before_every_other_program(applied):
     applied.attach_foreign(number, "/sys/fs/bpf/foreign1")
     foreign = applied.tcx(number)["programs"]
     applied.add(pod)
-    assert applied.tcx(number)["programs"] == [applied.classifier(), *foreign]
+    assert applied.tcx(number)["programs"] == [*applied.classifiers(), *foreign]
     applied.attach_foreign(number, "/sys/fs/bpf/foreign2")
-    assert applied.tcx(number)["programs"][:2] == [applied.classifier(), *foreign]
+    assert applied.tcx(number)["programs"][:3] == [*applied.classifiers(), *foreign]
     assert applied.check(pod).out == ""
     applied.delete(pod)
     assert applied.tcx(number)["programs"][:1] == foreign and len(applied.tcx(number)["programs"]) == 2

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from labkit.echo_server import HTTP_PORT, LONG_PORT, PORTS
 from light_fleet import Place
+from pace import patience, rate as paced
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -64,7 +65,7 @@ def ask(place: Place, to: str, port: int = PORTS[0], proto: str = "tcp", *, sour
         payload: bytes = b"x\n", mark: int = 0) -> Seen | None:
     """One question, one answer; None when none came in time (or the connection was refused)."""
     with opened(place, to, proto, source=source, sport=sport, mark=mark) as client:
-        client.settimeout(timeout)
+        client.settimeout(patience(timeout))
         try:
             client.connect((to, port))
             client.sendall(payload)
@@ -106,7 +107,7 @@ class Flows:
     def _await_connections(self, proto: str, timeout: float = 3) -> None:
         if proto != "tcp":
             return
-        deadline, waiting = time.monotonic() + timeout, set(self._numbers)
+        deadline, waiting = time.monotonic() + patience(timeout), set(self._numbers)
         for handle in waiting:
             self._poll.register(handle, select.EPOLLOUT)
         while waiting and (rest := deadline - time.monotonic()) > 0:
@@ -133,14 +134,14 @@ class Flows:
         """A line by each of them (or by some), and how each was seen; None for those that had no answer in time."""
         found: list[Seen | None] = [None] * len(self._sockets)
         left, waiting, stopped = list(range(len(found)) if only is None else only)[::-1], set(), 0
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patience(timeout)
         while (left or waiting) and time.monotonic() < deadline:
             while left and len(waiting) < self.BURST + stopped:
                 number = left.pop()
                 if self._say(self._sockets[number]):
                     waiting.add(self._sockets[number].fileno())
                     self._poll.register(self._sockets[number], select.EPOLLIN)
-            answers = self._poll.poll(0.2 if left else deadline - time.monotonic())
+            answers = self._poll.poll(patience(0.2) if left else deadline - time.monotonic())
             if not answers and left:
                 stopped += self.BURST       # those have none to give
             for handle, _ in answers:
@@ -192,7 +193,7 @@ def ping(place: Place, to: str, *, size: int = 56, timeout: float = 2, ttl: int 
                           + bytes(size), (to, 0))
         except OSError as error:
             return os.strerror(error.errno)
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patience(timeout)
         while (rest := deadline - time.monotonic()) > 0:
             client.settimeout(rest)
             try:
@@ -220,7 +221,7 @@ def knock(client: Place, server: Place, address: str, proto: str = "tcp", port: 
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         for end in listener, caller:
-            end.settimeout(timeout)
+            end.settimeout(patience(timeout))
         try:
             if proto == "udp":
                 caller.sendto(b"knock", (address, port))
@@ -238,12 +239,12 @@ def knock(client: Place, server: Place, address: str, proto: str = "tcp", port: 
 def transfer(place: Place, to: str, size: int = 200_000, timeout: float = 8) -> tuple[str, int, int]:
     """So many bytes to outside, then as many back: source that it saw, bytes that arrived there, bytes that came back."""
     with opened(place, to, "tcp") as client:
-        client.settimeout(timeout)
+        client.settimeout(patience(timeout))
         client.connect((to, HTTP_PORT))
         client.sendall(b"POST / HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
         source, _, arrived = _body(client).decode().split()
     with opened(place, to, "tcp") as client:
-        client.settimeout(timeout)
+        client.settimeout(patience(timeout))
         client.connect((to, HTTP_PORT))
         client.sendall(b"GET /bytes/%d HTTP/1.0\r\n\r\n" % size)
         return source, int(arrived), len(_body(client))
@@ -263,9 +264,9 @@ class Stream:
 
     def __init__(self, place: Place, to: str, proto: str = "tcp", rate: float = 100, *, sport: int = 0, port: int = LONG_PORT):
         self.sent, self.seen, self.error, self.times = 0, {}, "", {}
-        self._rate, self._proto = rate, proto
+        self._rate, self._proto = paced(rate), proto
         self._socket = opened(place, to, proto, sport=sport)
-        self._socket.settimeout(3)
+        self._socket.settimeout(patience(3))
         self._socket.connect((to, port))
         self._socket.setblocking(False)
         self._end = threading.Event()
@@ -278,11 +279,11 @@ class Stream:
     def __exit__(self, *exception) -> None:
         self.stop()
 
-    def stop(self, patience: float = 0.5) -> None:
+    def stop(self, grace: float = 0.5) -> None:
         """Send no more, and wait a moment for answers that are on their way."""
         self._end.set()
-        self._thread.join(5)
-        deadline = time.monotonic() + patience
+        self._thread.join(patience(5))
+        deadline = time.monotonic() + patience(grace)
         while len(self.seen) < self.sent and not self.error and (rest := deadline - time.monotonic()) > 0:
             self._receive(rest)
         self._socket.close()
@@ -338,7 +339,7 @@ class Stream:
 
     def wait_seen(self, more: int = 1, timeout: float = 3) -> None:
         """Until so many more lines were answered."""
-        goal, deadline = len(self.seen) + more, time.monotonic() + timeout
+        goal, deadline = len(self.seen) + more, time.monotonic() + patience(timeout)
         while len(self.seen) < goal:
             assert not self.error, self.error
             assert time.monotonic() < deadline, f"{len(self.seen)} of {self.sent} lines were answered"
@@ -486,7 +487,7 @@ class Sink:
 
     def take(self, timeout: float = 1) -> Iterator[tuple[str, bytes]]:
         """What comes, until nothing has come for so long."""
-        self._socket.settimeout(timeout)
+        self._socket.settimeout(patience(timeout))
         while True:
             try:
                 data, (source, *_) = self._socket.recvfrom(65535)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from labkit.capture import Record
 from light_fleet import Place, Tap, family_of
+from pace import patience
 from traffic import ECHO, FAMILIES, KINDS, icmp
 
 # what the socket module of Python 3.11 does not name: linux/in.h, in6.h, asm-generic/socket.h
@@ -26,7 +27,7 @@ LEVEL = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
 def server(place: Place, address: str, port: int, proto: str = "udp", timeout: float = 3) -> socket.socket:
     """A socket that listens on an address of a host or pod, with room for a lot."""
     made = place.socket(FAMILIES[family_of(address)], KINDS[proto])
-    made.settimeout(timeout)
+    made.settimeout(patience(timeout))
     made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
     if proto == "tcp":
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,7 +67,7 @@ def queue_errors(client: socket.socket) -> None:
 
 def icmp_error(client: socket.socket, timeout: float = 2) -> IcmpError | None:
     """The next ICMP error about something that the socket had sent; None when none comes. Errors of its own kernel do not count."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     poll = select.poll()
     poll.register(client, select.POLLERR)
     while (rest := deadline - time.monotonic()) > 0:
@@ -87,7 +88,7 @@ def icmp_error(client: socket.socket, timeout: float = 2) -> IcmpError | None:
 
 def refused(client: socket.socket, timeout: float = 2) -> bool:
     """Whether a connected UDP socket hears that nobody listens at the port that it has sent to."""
-    client.settimeout(timeout)
+    client.settimeout(patience(timeout))
     try:
         client.recv(2048)
     except ConnectionRefusedError:
