@@ -527,6 +527,7 @@ def test_containerd_is_asked_what_it_makes_of_its_files(tmp_path):
 REWRITERS = {
     "k3s": {K3S + "etc/cni/net.d/": ""},
     "k3s elsewhere": {"mnt/k3s/agent/etc/cni/net.d/": "", "etc/containerd/config.toml": f'{CRI2}conf_dir = "/mnt/k3s/agent/etc/cni/net.d"\n'},
+    "k3s with another CNI": {K3S + "etc/containerd/config.toml": "version = 3\n", "etc/cni/net.d/": ""},
     "RKE2": {"var/lib/rancher/rke2/agent/etc/containerd/config.toml": "version = 3\n", "etc/cni/net.d/": ""},
     "microk8s": {"var/snap/microk8s/current/args/cni-network/": ""}}
 

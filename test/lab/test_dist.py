@@ -245,6 +245,16 @@ def test_an_upgrade_loses_no_packet(packaged, newer):
     end_pod(worker, pod)
 
 
+def test_an_upgrade_that_cannot_replace_the_datapath_says_so(packaged, newer):
+    """What was applied cannot be read any more: all stays as it is, and the package is there."""
+    worker = packaged.worker1
+    pod, before = run_pod(worker, "p"), worker.classifier()
+    worker.write("/run/egressclass/config.json", "{")
+    said = dpkg(worker, "--install", newer).stderr
+    assert "the old datapath stays in use: /run/egressclass/config.json" in said and worker.classifier() == before
+    assert ask(pod, "198.51.100.10").source == egress_ip(7)
+
+
 def test_an_upgrade_starts_nothing_that_was_not_there(packaged, newer):
     """A node that is not bootstrapped, has nothing applied, and runs no unit, stays so."""
     worker = packaged.worker1
