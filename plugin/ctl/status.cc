@@ -77,8 +77,10 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
   health.expect((*link)->up, "the tunnel device egress0 is down");
   health.expect(link_is_on(kTunnelInPin, "tunnel_in", ifindex), "tunnel_in is not attached to egress0");
   health.expect(link_is_on(kTunnelOutPin, "tunnel_out", ifindex), "tunnel_out is not attached to egress0");
-  health.expect(routes_exist(netlink, node.mark_mask, {ifindex, node.tunnel_mtu}),
-                "a rule or the route to egress0 is missing");
+  health.expect(
+      routes_exist(netlink, node.mark_mask, {ifindex, node.tunnel_mtu}),
+      "a rule or the route to egress0 is missing: run `egressctl apply`, and see whether systemd-networkd took it "
+      "away (ManageForeignRoutingPolicyRules=)");
   check_forwarding((*link)->name, true, health);
 }
 

@@ -209,6 +209,17 @@ Result<std::optional<Attachment>> recover_attachment(const std::string& key) {
   return std::optional<Attachment>(std::move(found));
 }
 
+namespace {
+
+bool is_gone(const Attachment& attachment) {
+  auto netlink = Netlink::open();
+  if (!netlink) return false;
+  auto link = netlink->link(attachment.host_ifindex);
+  return link && !*link;
+}
+
+}  // namespace
+
 Status check_pod(const Attachment& attachment) {
   auto attachments = open_attachments_map();
   if (!attachments) return attachments.error();
@@ -220,6 +231,10 @@ Status check_pod(const Attachment& attachment) {
   auto link = read_link(link_pin(attachment));
   if (!link) return link.error();
   if (!*link) return check_error(attachment, "the pin of the classifier's link is missing");
+  if ((*link)->ifindex == 0 && is_gone(attachment))
+    return Error{
+        codes::kCheckFailed, "the egress class of the pod is not in force",
+        "the pod's host veth " + attachment.host_veth + " is gone: the pod has ended, and its DEL is still to come"};
   if ((*link)->ifindex != attachment.host_ifindex) return check_error(attachment, "the classifier was detached");
   auto expected = program_id(classifier->get());
   if (!expected) return expected.error();
