@@ -27,6 +27,7 @@
 #include "datapath/maps.h"
 #include "util/c_handle.h"
 #include "util/file.h"
+#include "util/spare_file.h"
 
 // Generated; needs the libbpf headers above it.
 #include "egressclass.skel.h"
@@ -161,7 +162,7 @@ Status load_and_pin() {
   for (const bpf_program* program :
        {progs.classify, progs.classify_again, progs.tunnel_in, progs.tunnel_out, progs.nexthop_in})
     if (auto pinned = pin_program(program, maps); !pinned) return pinned;
-  return write_file_atomic(paths::kPrograms, build_line() + describe_pinned(), 0600);
+  return write_reserved(paths::kPrograms, build_line() + describe_pinned(), 0600);
 }
 
 Result<Fd> open_program(const std::string& name) {
