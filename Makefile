@@ -37,7 +37,7 @@ UTIL     := $(wildcard plugin/util/*.cc)
 CORE     := $(wildcard plugin/core/*.cc)
 PROTOCOL := plugin/cni/protocol.cc plugin/cni/result.cc
 # What the plugin needs of the datapath: pods, not the node.
-POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc expedite.cc host_veth.cc netlink.cc pod_datapath.cc)
+POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc bpf_object.cc device_program.cc expedite.cc host_veth.cc netlink.cc pod_datapath.cc)
 NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
 CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
 BOOT     := $(wildcard plugin/bootstrap/*.cc)
@@ -49,7 +49,8 @@ objects = $(patsubst %.cc,$(B)/obj/%.o,$(1))
 SKELETON := $(B)/bpf/egressclass.skel.h
 
 PYTHON_FILES := scripts/lab scripts/demo $(wildcard scripts/labkit/*.py test/*/*.py test/*.py)
-SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh .ci/run $(addprefix test/kernel/,boot get_kernel guest_task initrd_init run)
+SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh $(wildcard scripts/debian/*) .ci/run \
+                $(addprefix test/kernel/,boot get_kernel guest_task initrd_init run)
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
 

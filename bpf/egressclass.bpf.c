@@ -3,6 +3,8 @@
  * The datapath.
  *
  *   classify    host veth of a classed pod, ingress: what the pod sends
+ *   classify_again   behind it, held by the device and by no pin: should somebody remove the pins, which takes
+ *               classify off, it goes on in its place, with the same maps
  *   tunnel_in   egress0, ingress: what other nodes send us
  *   tunnel_out  egress0, egress: what we send them
  *   nexthop_in  interface towards a next hop, ingress: what comes back by there
@@ -92,12 +94,10 @@ static __always_inline int send_to_nexthop(struct __sk_buff* skb, const struct e
   return redirect_to_neighbour(hop);
 }
 
-SEC("tc")
-int classify(struct __sk_buff* skb) {
+static __always_inline int classify_packet(struct __sk_buff* skb, const struct ec_node* n) {
   __u32 ifindex = skb->ifindex;
-  const struct ec_node* n = this_node();
   const struct ec_attachment* pod = bpf_map_lookup_elem(&attachments, &ifindex);
-  if (!n || !pod) return drop(skb, 0, EC_DROP_NO_ATTACHMENT);
+  if (!pod) return drop(skb, 0, EC_DROP_NO_ATTACHMENT);
   __u32 id = pod->class_id;
 
   struct packet p = {};
@@ -109,9 +109,12 @@ int classify(struct __sk_buff* skb) {
     case PARSED_IP:
       break;
   }
+  if (is_mapped(&p.dst, p.ipv4)) return drop(skb, id, EC_DROP_MAPPED_ADDRESS);
   if (stays_on_link(&p) || is_neighbour_discovery(skb, &p)) return pass(skb, id, EC_BYPASSED);
   if (!sent_by_pod(&p, pod, ifindex)) return drop(skb, id, EC_DROP_SPOOFED);
-  if (is_listed(EC_RULESET_NEVER, &p.dst)) {
+  const struct ec_rule* never = rule_of(EC_RULESET_NEVER, &p.dst, p.ipv4);
+  if (!never) return drop(skb, id, EC_DROP_RULES_MISSING);
+  if (never->verdict != EC_OTHERWISE) {
     set_mark(skb, n, n->bypass_mark);
     return pass(skb, id, EC_BYPASSED);
   }
@@ -124,11 +127,32 @@ int classify(struct __sk_buff* skb) {
   if (d.verdict == EC_BYPASS) return pass(skb, id, EC_BYPASSED);
   if (d.verdict == EC_REPLY) return send_to_host(skb, n, id, pod, n->reply_mark, EC_REPLIED);
   if (d.verdict != EC_STEER || !d.hop) return drop(skb, id, d.reason);
-  if (d.hop->path == EC_PATH_LOCAL)
-    return send_to_host(skb, n, id, pod, mark_to_translate(skb, n, c, &p), EC_STEERED_LOCAL);
+  if (d.hop->path == EC_PATH_LOCAL) {
+    __u32 mark = mark_to_translate(skb, n, c, &p);
+    if (!mark) return drop(skb, id, EC_DROP_NAT_EXHAUSTED);
+    return send_to_host(skb, n, id, pod, mark, EC_STEERED_LOCAL);
+  }
   set_mark(skb, n, c->mark);
   if (d.hop->path == EC_PATH_NEXTHOP) return send_to_nexthop(skb, n, id, d.hop, &p);
   return send_by_tunnel(skb, n, id, c, d.hop, &p);
+}
+
+SEC("tc")
+int classify(struct __sk_buff* skb) {
+  const struct ec_node* n = this_node();
+  if (!n) return drop(skb, 0, EC_DROP_NO_ATTACHMENT);
+  int action = classify_packet(skb, n);
+  skb->cb[0] = n->passed[0];
+  skb->cb[1] = n->passed[1];
+  return action;
+}
+
+SEC("tc")
+int classify_again(struct __sk_buff* skb) {
+  const struct ec_node* n = this_node();
+  if (!n) return drop(skb, 0, EC_DROP_NO_ATTACHMENT);
+  if (n->passed[0] && skb->cb[0] == n->passed[0] && skb->cb[1] == n->passed[1]) return TC_ACT_UNSPEC;
+  return classify_packet(skb, n);
 }
 
 /* A packet for one of our pods has come by a way of ours: straight into the pod, past the node's own filters, which
@@ -182,6 +206,7 @@ int tunnel_in(struct __sk_buff* skb) {
   if (!c) return drop(skb, *id, EC_DROP_UNKNOWN_CLASS);
   struct packet p = {};
   if (parse_packet(skb, &p) != PARSED_IP) return drop(skb, *id, EC_DROP_NOT_IP);
+  if (is_mapped(&p.src, p.ipv4) || is_mapped(&p.dst, p.ipv4)) return drop(skb, *id, EC_DROP_MAPPED_ADDRESS);
 
   const struct ec_endpoint* pod = bpf_map_lookup_elem(&endpoints, &p.dst);
   if (pod) {
@@ -195,8 +220,10 @@ int tunnel_in(struct __sk_buff* skb) {
   if (stays_on_link(&p) || is_listed(EC_RULESET_NEVER, &p.dst)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
   if (!learn_worker(&p.src, &t, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
   if (!p.later_fragment && !read_transport(skb, &p)) return drop(skb, *id, EC_DROP_NOT_IP);
+  __u32 mark = mark_to_translate(skb, n, c, &p);
+  if (!mark) return drop(skb, *id, EC_DROP_NAT_EXHAUSTED);
   bpf_skb_change_type(skb, PACKET_HOST);
-  set_mark(skb, n, mark_to_translate(skb, n, c, &p));
+  set_mark(skb, n, mark);
   return pass(skb, *id, EC_GATEWAY_OUT);
 }
 
@@ -266,6 +293,7 @@ int nexthop_in(struct __sk_buff* skb) {
   const struct ec_node* n = this_node();
   struct packet p = {};
   if (!n || !n->applied || parse_packet(skb, &p) != PARSED_IP) return TC_ACT_UNSPEC;
+  if (is_mapped(&p.src, p.ipv4) || is_mapped(&p.dst, p.ipv4)) return TC_ACT_UNSPEC;
   const struct ec_endpoint* pod = bpf_map_lookup_elem(&endpoints, &p.dst);
   if (!pod || p.ttl <= 1 || !is_of_nexthop(skb, &p, pod)) return TC_ACT_UNSPEC;
   if (decrement_ttl(skb, &p)) return drop(skb, pod->class_id, EC_DROP_NOT_IP);

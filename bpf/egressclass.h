@@ -9,13 +9,15 @@
 
 #include <linux/types.h>
 
+#include "events.h"
+
 #ifdef __cplusplus
 #define EC_SIZE(type, bytes) static_assert(sizeof(struct type) == (bytes), "layout of " #type)
 #else
 #define EC_SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), "layout of " #type)
 #endif
 
-#define EC_LAYOUT 2
+#define EC_LAYOUT 3
 
 #define EC_MAX_ATTACHMENTS 4096
 #define EC_MAX_ENDPOINTS 16384
@@ -29,6 +31,7 @@
 #define EC_MAX_FRAGMENTS 8192
 #define EC_MAX_FLOWS 65536
 #define EC_MAX_COUNTERS 65536
+#define EC_MAX_EXHAUSTED 4096
 
 /* An address of either family: IPv4 as ::ffff:a.b.c.d. Network byte order. */
 struct ec_ip {
@@ -50,10 +53,12 @@ struct ec_node {
   __u32 probe_mark;   /* probe and answer between worker and gateway */
   __u32 pending_mark; /* one bit: nft has yet to see the packet (core/mark.h) */
   __u32 bypass_mark;  /* for the cluster: nft drops it if a DNAT leads it out */
+  __u32 passed[2];    /* in skb->cb: classify has passed the packet on. A random number, which no pod can know */
 };
-EC_SIZE(ec_node, 72);
+EC_SIZE(ec_node, 80);
 
-/* attachments[ifindex of the host veth]: the pod behind it. */
+/* attachments[ifindex of the host veth]: the pod behind it. Here and in `endpoints`, keys and the place of the cookie
+ * are the same in every layout: DEL works with that of another version. */
 struct ec_attachment {
   __u64 cookie; /* hash of (network, container id, ifname): ifindexes are reused, this is not */
   __u32 class_id;
@@ -181,10 +186,13 @@ EC_SIZE(ec_rule_key, 24);
 #define EC_RULESET_SENDERS 1 /* accepted senders of tunnel packets */
 #define EC_RULESET_FIRST 16  /* classes' rulesets start here */
 
+/* Each ruleset has a rule for 0.0.0.0/0 and for ::/0. So what finds none has met a ruleset that is not there, and is
+ * dropped: it must not pass for a destination that nobody listed. */
 enum ec_verdict {
   EC_BYPASS = 1,
   EC_STEER = 2,
-  EC_REPLY = 3, /* answers an inbound flow; not in `rules` */
+  EC_REPLY = 3,     /* answers an inbound flow; not in `rules` */
+  EC_OTHERWISE = 4, /* listed by nobody */
 };
 
 struct ec_rule {
@@ -193,8 +201,9 @@ struct ec_rule {
 };
 EC_SIZE(ec_rule, 8);
 
-/* ports: longest prefix within one port set and protocol; that an entry is there is all it says. A range is several
- * prefixes. A protocol without ports, and all ports of one with, is the prefix of no port bits. */
+/* ports: longest prefix within one port set and protocol; the value says whether it is listed. A range is several
+ * prefixes. A protocol without ports, and all ports of one with, is the prefix of no port bits. The prefix of the port
+ * set alone is not listed, and always there: what finds no entry has met a port set that is missing. */
 struct ec_port_key {
   __u32 prefixlen; /* EC_PORT_BITS, plus 0..16 of the port */
   __u32 port_set;
@@ -203,7 +212,20 @@ struct ec_port_key {
 };
 EC_SIZE(ec_port_key, 12);
 
+#define EC_PORT_SET_BITS 32U
 #define EC_PORT_BITS 48U
+
+/* exhausted: a remote endpoint towards which no port of a class's egress IPs was free, and when that was found out
+ * (CLOCK_MONOTONIC). The search is the dearest thing that a packet can ask for: it is not repeated for a moment. */
+struct ec_exhausted_key {
+  struct ec_ip remote;
+  __u32 vni;
+  __be16 port;
+  __u16 proto;
+};
+EC_SIZE(ec_exhausted_key, 24);
+
+#define EC_EXHAUSTED_NS 100000000ULL
 
 /* workers[pod address]: on a gateway, learned from the tunnel: where replies to that pod go. */
 struct ec_worker {
@@ -248,52 +270,6 @@ EC_SIZE(ec_flow, 32);
 
 #define EC_FLOW_REFRESH_NS 1000000000LL
 #define EC_IDLE_FLOW_NS 180000000000LL /* after so long a silence, a packet of no TCP flow may be an answer again */
-
-/*
- * Everything that is counted, with its name for operators. Up to the drops: what happened to a packet that went
- * on. From EC_FIRST_DROP: why it did not. The README says what to do about each.
- */
-#define EC_EVENTS(X)                                                                               \
-  X(STEERED_LOCAL, "steered_local")     /* pod -> SNAT on this node */                             \
-  X(STEERED_TUNNEL, "steered_tunnel")   /* pod -> tunnel */                                        \
-  X(STEERED_NEXTHOP, "steered_nexthop") /* pod -> next hop */                                      \
-  X(RETURNED, "returned")               /* tunnel or next hop -> pod */                            \
-  X(BYPASSED, "bypassed")               /* pod -> CNI, untouched */                                \
-  X(REPLIED, "replied")                 /* pod's reply to an inbound flow */                       \
-  X(GATEWAY_OUT, "gateway_out")         /* tunnel -> SNAT on this node */                          \
-  X(GATEWAY_BACK, "gateway_back")       /* reply -> tunnel */                                      \
-  X(FRAGMENTED, "fragmented")           /* pod -> tunnel, in more than one outer packet */         \
-  X(TOO_BIG, "too_big")                 /* not sent; the pod was told the MTU */                   \
-  X(PROBE_SENT, "probe_sent")                                                                      \
-  X(PROBE_ANSWERED, "probe_answered")                                                              \
-  X(DROP_NO_ATTACHMENT, "no_attachment") /* classifier without a pod's record */                   \
-  X(DROP_DATAPATH_DOWN, "datapath_down") /* `egressctl down` while pods run */                     \
-  X(DROP_NOT_IP, "not_ip")               /* VLAN tags, other ethertypes, runts */                  \
-  X(DROP_SPOOFED, "spoofed")             /* source is not the pod's */                             \
-  X(DROP_CLASS_REMOVED, "class_removed") /* the pod's class is configured no more */               \
-  X(DROP_OTHERWISE, "otherwise")         /* "otherwise": "drop" */                                 \
-  X(DROP_TOO_LONG, "too_long")           /* for the link to a next hop, and may not be answered */ \
-  X(DROP_FRAGMENT, "fragment")           /* ahead of the first one, which has the ports */         \
-  X(DROP_FAMILY, "family")               /* class has no egress IP of the family */                \
-  X(DROP_GATEWAY_UNREACHABLE, "gateway_unreachable")                                               \
-  X(DROP_TUNNEL_FAILED, "tunnel_failed")     /* the kernel refused the tunnel key */               \
-  X(DROP_UNKNOWN_SENDER, "unknown_sender")   /* tunnel packet from no node of ours */              \
-  X(DROP_UNKNOWN_CLASS, "unknown_class")     /* tunnel packet of no class of ours */               \
-  X(DROP_WRONG_GATEWAY, "wrong_gateway")     /* reply from another than the gateway */             \
-  X(DROP_NOT_GATEWAY, "not_gateway")         /* this node is no gateway of the class */            \
-  X(DROP_BAD_DESTINATION, "bad_destination") /* tunnel packet for the cluster itself */            \
-  X(DROP_WORKER_TABLE, "worker_table")       /* the worker could not be learned */                 \
-  X(DROP_WORKER_UNKNOWN, "worker_unknown")   /* reply for a pod that was never seen */             \
-  X(DROP_UNVERIFIED, "unverified")           /* marked, but nft has not seen it */                 \
-  X(DROP_STRAY, "stray")                     /* on egress0, but not by our doing */
-
-enum ec_event {
-#define X(id, name) EC_##id,
-  EC_EVENTS(X)
-#undef X
-      EC_EVENT_COUNT,
-  EC_FIRST_DROP = EC_DROP_NO_ATTACHMENT,
-};
 
 /* counters[class id (0: none known), event] */
 struct ec_counter_key {

@@ -136,8 +136,14 @@ static __always_inline struct decision decide_flow(struct __sk_buff* skb, const 
     }
   }
   const struct ec_rule* rule = rule_of(c->ruleset, &p->dst, p->ipv4);
-  bool matches = rule && rule->verdict == EC_STEER && (!rule->port_set || in_port_set(rule->port_set, p));
-  if (!matches && ((rule && rule->verdict == EC_BYPASS) || !(c->flags & EC_OTHERWISE_DROP))) {
+  if (!rule) return refused(EC_DROP_RULES_MISSING);
+  bool matches = rule->verdict == EC_STEER;
+  if (matches && rule->port_set) {
+    const __u32* listed = in_port_set(rule->port_set, p);
+    if (!listed) return refused(EC_DROP_RULES_MISSING);
+    matches = *listed;
+  }
+  if (!matches && (rule->verdict == EC_BYPASS || !(c->flags & EC_OTHERWISE_DROP))) {
     if (flow && !icmp_error) {
       bpf_map_delete_elem(&flows, key);
       end_flow_of_others(skb, key, 0, n->return_mark); /* this node may have translated it */
@@ -160,9 +166,9 @@ static __always_inline struct decision decide_flow(struct __sk_buff* skb, const 
 /* A fragment without a transport header goes the way of the first one. Ahead of that, it can only go where every
  * fragment of the pod to that address would. */
 static __always_inline struct decision decide_later_fragment(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
-                                                             const struct ec_class* c, const struct packet* p,
-                                                             const struct ec_fragment_key* key) {
-  const struct ec_fragment* first = bpf_map_lookup_elem(&fragments, key);
+                                                             const struct ec_class* c, const struct packet* p) {
+  struct ec_fragment_key key = fragment_key_of(p);
+  const struct ec_fragment* first = bpf_map_lookup_elem(&fragments, &key);
   if (first) {
     struct ec_ip gateway = first->gateway;
     if (first->verdict == EC_STEER) return steered(hop_with_address(c, &gateway, family_of(p)));
@@ -170,27 +176,32 @@ static __always_inline struct decision decide_later_fragment(struct __sk_buff* s
     return d;
   }
   const struct ec_rule* rule = rule_of(c->ruleset, &p->dst, p->ipv4);
-  if (!rule || rule->verdict != EC_STEER)
-    return (rule || !(c->flags & EC_OTHERWISE_DROP)) ? bypassed() : refused(EC_DROP_OTHERWISE);
+  if (!rule) return refused(EC_DROP_RULES_MISSING);
+  if (rule->verdict != EC_STEER)
+    return (rule->verdict == EC_BYPASS || !(c->flags & EC_OTHERWISE_DROP)) ? bypassed() : refused(EC_DROP_OTHERWISE);
   if (rule->port_set || ((c->flags & EC_SPREAD_FLOWS) && c->hop_count > 1)) return refused(EC_DROP_FRAGMENT);
   if (!(c->families & family_of(p))) return (c->flags & EC_OTHER_FAMILY_BYPASS) ? bypassed() : refused(EC_DROP_FAMILY);
   return steered(choose_hop(skb, n, id, c, p));
 }
 
+/* For the later ones. */
+__noinline int remember_first_fragment(const struct packet* p, __u32 verdict, __u32 reason, const struct ec_hop* hop) {
+  if (!p) return 0;
+  struct ec_fragment_key key = fragment_key_of(p);
+  struct ec_fragment record = {.verdict = verdict, .reason = reason};
+  if (hop) record.gateway = hop->address;
+  return bpf_map_update_elem(&fragments, &key, &record, BPF_ANY);
+}
+
 static __always_inline struct decision decide(struct __sk_buff* skb, const struct ec_node* n, __u32 id,
                                               const struct ec_class* c, struct packet* p) {
-  struct ec_fragment_key fragment = fragment_key_of(p);
-  if (p->later_fragment) return decide_later_fragment(skb, n, id, c, p, &fragment);
+  if (p->later_fragment) return decide_later_fragment(skb, n, id, c, p);
   if (!read_transport(skb, p)) return refused(EC_DROP_NOT_IP);
 
   struct ec_flow_key key = {};
   flow_key_of(p, &key);
   bool icmp_error = is_icmp_error(p) && read_flow_in_error(skb, p, &key, true);
   struct decision d = decide_flow(skb, n, id, c, p, &key, icmp_error);
-  if (p->first_fragment) {
-    struct ec_fragment record = {.verdict = d.verdict, .reason = d.reason};
-    if (d.hop) record.gateway = d.hop->address;
-    bpf_map_update_elem(&fragments, &fragment, &record, BPF_ANY);
-  }
+  if (p->first_fragment) remember_first_fragment(p, d.verdict, d.reason, d.hop);
   return d;
 }

@@ -71,13 +71,14 @@ __noinline int hop_answers(struct __sk_buff* skb, const struct ec_node* n, __u32
       gateway_seen(gateway);
     } else {
       __sync_fetch_and_add(&gateway->unanswered, 1);
-      count(skb, class_id, EC_PROBE_SENT); /* this packet goes, whatever is known: so the kernel asks for it */
+      add_to_counter(class_id, EC_PROBE_SENT, 1,
+                     skb->len); /* this packet goes, whatever is known: so the kernel asks for it */
     }
     return true;
   }
   __sync_fetch_and_add(&gateway->unanswered, 1);
   probe_by_tunnel(skb, n, &address);
-  count(skb, class_id, EC_PROBE_SENT);
+  add_to_counter(class_id, EC_PROBE_SENT, 1, skb->len);
   return answers;
 }
 

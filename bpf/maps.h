@@ -67,7 +67,7 @@ struct {
   __uint(max_entries, EC_MAX_PORTS);
   __uint(map_flags, BPF_F_NO_PREALLOC);
   __type(key, struct ec_port_key);
-  __type(value, __u32); /* says nothing */
+  __type(value, __u32); /* 1: listed */
 } ports SEC(".maps");
 
 /* LRU: a pod that fell out is learned again with its next packet. */
@@ -92,6 +92,13 @@ struct {
   __type(key, struct ec_flow_key);
   __type(value, struct ec_flow);
 } flows SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, EC_MAX_EXHAUSTED);
+  __type(key, struct ec_exhausted_key);
+  __type(value, __u64);
+} exhausted SEC(".maps");
 
 /* No preallocation: an entry exists for each pair that ever occurred, and few do. */
 struct {

@@ -75,6 +75,9 @@ static __always_inline bool is_v4(const struct ec_ip* ip) {
   return ip->w[2] == bpf_htonl(0xffff) && ip->w[1] == 0 && ip->w[0] == 0;
 }
 
+/* IPv4-mapped addresses are never on the wire (RFC 6890), and in the maps they are IPv4. */
+static __always_inline bool is_mapped(const struct ec_ip* ip, bool ipv4) { return !ipv4 && is_v4(ip); }
+
 static __always_inline bool same_ip(const struct ec_ip* a, const struct ec_ip* b) {
   return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
 }

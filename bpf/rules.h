@@ -11,15 +11,16 @@ static __always_inline const struct ec_rule* rule_of(__u32 ruleset, const struct
 }
 
 static __always_inline bool is_listed(__u32 ruleset, const struct ec_ip* ip) {
-  return rule_of(ruleset, ip, is_v4(ip)) != 0;
+  const struct ec_rule* rule = rule_of(ruleset, ip, is_v4(ip));
+  return rule && rule->verdict != EC_OTHERWISE;
 }
 
-/* Whether the packet, no later fragment, is one of those that the set names. */
-static __always_inline bool in_port_set(__u32 port_set, const struct packet* p) {
+/* Whether the packet, no later fragment, is one of those that the set names: 1 or 0. No value: there is no such set. */
+static __always_inline const __u32* in_port_set(__u32 port_set, const struct packet* p) {
   bool has_ports = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP || p->proto == IPPROTO_SCTP;
   struct ec_port_key key = {.prefixlen = EC_PORT_BITS + (has_ports ? 16 : 0),
                             .port_set = port_set,
                             .proto = p->proto,
                             .port = has_ports ? p->dport : 0};
-  return bpf_map_lookup_elem(&ports, &key) != 0;
+  return bpf_map_lookup_elem(&ports, &key);
 }

@@ -121,8 +121,27 @@ static __always_inline __u32 preferred_slot(const struct ec_slots* slots, const 
   return index < EC_MAX_SLOTS ? slots->slot[BOUNDED(index, EC_MAX_SLOTS)].mark : 0;
 }
 
-/* The mark with which the packet goes to nft, to be translated on this node. A flow for which there is no port at all
- * goes there too: the kernel counts those. */
+static __always_inline struct ec_exhausted_key exhausted_key_of(const struct ec_flow_key* key, __u32 vni) {
+  struct ec_exhausted_key remote = {.remote = key->dst, .vni = vni, .port = key->dport, .proto = key->proto};
+  return remote;
+}
+
+/* Whether a moment ago no port was left towards the remote endpoint. */
+__noinline int was_exhausted(const struct ec_flow_key* key, __u32 vni) {
+  if (!key) return 0;
+  struct ec_exhausted_key remote = exhausted_key_of(key, vni);
+  const __u64* found_out = bpf_map_lookup_elem(&exhausted, &remote);
+  return found_out && bpf_ktime_get_ns() - *found_out < EC_EXHAUSTED_NS;
+}
+
+__noinline int remember_exhausted(const struct ec_flow_key* key, __u32 vni) {
+  if (!key) return 0;
+  struct ec_exhausted_key remote = exhausted_key_of(key, vni);
+  __u64 now = bpf_ktime_get_ns();
+  return bpf_map_update_elem(&exhausted, &remote, &now, BPF_ANY);
+}
+
+/* The mark with which the packet goes to nft, to be translated on this node; 0: no port is left for its flow. */
 static __always_inline __u32 mark_to_translate(struct __sk_buff* skb, const struct ec_node* n, const struct ec_class* c,
                                                const struct packet* p) {
   const struct ec_slots* slots = slots_of(c, p->ipv4);
@@ -132,8 +151,13 @@ static __always_inline __u32 mark_to_translate(struct __sk_buff* skb, const stru
     flow_key_of(p, &key);
     int tracked = end_flow_of_others(skb, &key, c, n->return_mark /* all bits but the pending one */);
     if (tracked == UNTRACKED && (p->proto == IPPROTO_UDP || (p->proto == IPPROTO_TCP && opens_flow(p)))) {
+      if (was_exhausted(&key, c->vni)) return 0;
       mark = slot_for_flow(skb, slots, &key, false);
       if (!mark) mark = slot_for_flow(skb, slots, &key, true);
+      if (!mark) {
+        remember_exhausted(&key, c->vni);
+        return 0;
+      }
     }
   }
   return (mark ? mark : preferred_slot(slots, p)) | n->pending_mark;

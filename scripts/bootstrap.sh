@@ -3,7 +3,7 @@
 # Makes the container runtime of a node call the plugin, and keeps it so. A reconciler: run it at any time, any number of times. Killed or
 # without power at any moment it leaves the old state or the new one, and pods start in both.
 #
-# This file decides; `egressctl cni` does what is done to files. Needed besides: bash, coreutils, diffutils and sed.
+# This file decides; `egressctl cni` does what is done to files. Needed besides: bash, coreutils and diffutils.
 set -euo pipefail
 export LC_ALL=C
 
@@ -13,16 +13,18 @@ bootstrap.sh install|uninstall|status|watch [OPTIONS]
 
   install      the plugin into the runtime's folder, then its entry into the network that pods get
   uninstall    the entry out of every network; the plugin stays for pods that are still to be removed
-  status       whether both are there, as this version wants them, and which pods came up without
+  status       whether both are there, as this version wants them, whether there is a configuration to go by, and which
+               pods came up without
   watch        install, and again whenever somebody undoes it; waits for the primary CNI without end
 
-  --way WAY         edit: in the primary CNI's list (default; a single plugin's .conf is always done by `own`)
+  --way WAY         edit: in the primary CNI's list (a single plugin's .conf is always done by `own`)
                     own: in a copy of that list which the runtime finds first, and which stays when the primary's is rewritten
                     drop-in: NET.D/NETWORK/50-egressclass.conf (containerd 2.1, CRI-O 1.33, or newer)
-                    auto: the way that is there already
+                    auto (default): `own` where the platform writes its list anew at each start (k3s, RKE2, microk8s), else
+                    `edit`; but a list or drop-in of our own that is there stays
   --entry FILE      the entry (default: /etc/egressclass/entry.json if there is one)
   --plugin FILE     the plugin to install
-  --conf-dir DIR    the runtime's net.d and its folder of plugins (default: asked of the runtime's configuration, else what
+  --conf-dir DIR    the runtime's net.d and its folder of plugins (default: as the runtime's configuration says, else what
   --bin-dir DIR     is usual on this platform)
   --runtime NAME    containerd or crio: whose rules say which network pods get
   --root DIR        the node's file system, when that is not /
@@ -40,13 +42,14 @@ END
 }
 
 readonly REFUSED=2 NO_NETWORK=3 BROKEN=4 STALE=5 FOUGHT=7     # 5 and 6 of an entry are egressctl's
-here=$(dirname "$(readlink -f "$0")")
+self=$(readlink -f "$0")
+here=$(dirname "$self")
 
 way=${EGRESSCLASS_WAY:-auto}
 entry=${EGRESSCLASS_ENTRY:-}
 plugin=${EGRESSCLASS_PLUGIN:-}
-conf_dir=${EGRESSCLASS_CONF_DIR:-}
-bin_dir=${EGRESSCLASS_BIN_DIR:-}
+asked_conf=${EGRESSCLASS_CONF_DIR:-}
+asked_bin=${EGRESSCLASS_BIN_DIR:-}
 runtime=${EGRESSCLASS_RUNTIME:-}
 root=${EGRESSCLASS_ROOT:-}
 patience=${EGRESSCLASS_WAIT:-60}
@@ -115,15 +118,6 @@ first_file() {
   return 1
 }
 
-# The (first) text that a key has in TOML files; of several files the last one that has the key counts.
-toml_text() {
-  local key=$1 text
-  shift
-  text=$(sed 's/^[[:space:]]*#.*//' "$@" 2>/dev/null | tr '\n' ' ') || true
-  # a value with a variable in it (microk8s) is not for us to resolve
-  [[ " $text" =~ .*[[:space:]]${key}[[:space:]]*=[[:space:]]*\[?[[:space:]]*[\"\']([^\"\'$]+)[\"\'] ]] && printf '%s' "${BASH_REMATCH[1]}"
-}
-
 find_runtime() {
   if [ -n "$runtime" ]; then
     [[ $runtime = containerd || $runtime = crio ]] || die $REFUSED "--runtime is containerd or crio, and not '$runtime'"
@@ -134,17 +128,23 @@ find_runtime() {
   fi
 }
 
-ask_configuration() {
-  local rancher=$root/var/lib/rancher files
+# Two lines: where the runtime's own configuration has networks and plugins; blank where it does not say.
+configured_folders() {
+  local file files dump
   if [ "$runtime" = crio ]; then
     files=("$root/etc/crio/crio.conf" "$root"/etc/crio/crio.conf.d/*)
-    configured_conf=$(toml_text network_dir "${files[@]}") || configured_conf=
-    configured_bin=$(toml_text plugin_dirs "${files[@]}") || configured_bin=
+  elif file=$(first_file "$root"/var/lib/rancher/{k3s,rke2}/agent/etc/containerd/config.toml \
+    "$root/var/snap/microk8s/current/args/containerd.toml" "$root/etc/containerd/config.toml"); then
+    files=("$file")
   else
-    files=("$(first_file "$rancher/k3s/agent/etc/containerd/config.toml" "$rancher/rke2/agent/etc/containerd/config.toml" \
-      "$root/etc/containerd/config.toml")") || files=()
-    configured_conf=$(toml_text conf_dir "${files[@]}" </dev/null) || configured_conf=
-    configured_bin=$(toml_text 'bin_dirs?' "${files[@]}" </dev/null) || configured_bin=
+    files=("$root"/etc/containerd/conf.d/*.toml)
+  fi
+  # containerd itself knows best what it makes of its files. The platforms have another one inside.
+  if [ "${files[0]}" = /etc/containerd/config.toml ] &&
+    dump=$(timeout 10 containerd --config "${files[0]}" config dump 2>/dev/null); then
+    "$egressctl" cni folders <<<"$dump"
+  else
+    "$egressctl" cni folders --root "$root" "${files[@]}"
   fi
 }
 
@@ -157,20 +157,37 @@ PLATFORMS='
 /etc/cni/net.d /opt/cni/bin'
 
 know_platform() {
-  local conf bin
-  while read -r conf bin; do
-    [ -n "$conf" ] && [ -d "$root$conf" ] && break
-  done <<<"$PLATFORMS"
+  local conf="" bin=""
+  # A k3s that says nothing of CNI has no flannel, and means what is usual everywhere.
+  if ! first_file "$root"/var/lib/rancher/{k3s,rke2}/agent/etc/containerd/config.toml >/dev/null; then
+    while read -r conf bin; do
+      [ -n "$conf" ] && [ -d "$root$conf" ] && break
+    done <<<"$PLATFORMS"
+  fi
   usual_conf=${conf:-/etc/cni/net.d}
   usual_bin=${bin:-/opt/cni/bin}
 }
 
+# Platforms that write the primary's list anew at each start: an entry in it would be missing until the watch has seen
+# that, and a list of our own is there all the time.
+know_way() {
+  default_way=edit
+  case ${conf_dir#"$root"} in
+    */agent/etc/cni/net.d | /var/snap/microk8s/*) default_way=own ;;
+  esac
+  [ ! -d "$root/var/lib/rancher/k3s/agent" ] && [ ! -d "$root/var/lib/rancher/rke2/agent" ] || default_way=own
+}
+
 find_folders() {
-  local configured_conf configured_bin usual_conf usual_bin
-  ask_configuration
+  local said configured=() usual_conf usual_bin
+  if [ -z "$asked_conf" ] || [ -z "$asked_bin" ]; then
+    said=$(configured_folders 2>&1) || die 1 "${said#egressctl: }"
+    mapfile -t configured <<<"$said"
+  fi
   know_platform
-  conf_dir=$root${conf_dir:-${configured_conf:-$usual_conf}}
-  bin_dir=$root${bin_dir:-${configured_bin:-$usual_bin}}
+  conf_dir=$root${asked_conf:-${configured[0]:-$usual_conf}}
+  bin_dir=$root${asked_bin:-${configured[1]:-$usual_bin}}
+  know_way
 }
 
 find_files() {
@@ -238,7 +255,7 @@ place_plugin() {
 }
 
 place_entry() {
-  said=$("$egressctl" cni install --folder "$conf_dir" --runtime "$runtime" --way "$way" ${entry:+--entry "$entry"} \
+  said=$("$egressctl" cni install --folder "$conf_dir" --runtime "$runtime" --way "$way" --default-way "$default_way" ${entry:+--entry "$entry"} \
     --plugin-versions "$versions" ${dry_run:+--dry-run} 2>&1)
 }
 
@@ -293,7 +310,7 @@ remove_plugin() {
 }
 
 status_of_entry() {
-  "$egressctl" cni status --folder "$conf_dir" --runtime "$runtime" --way "$way" ${entry:+--entry "$entry"} \
+  "$egressctl" cni status --folder "$conf_dir" --runtime "$runtime" --way "$way" --default-way "$default_way" ${entry:+--entry "$entry"} \
     --plugin-versions "${versions:-}" --cache "$cache" --root "$root" "$@"
 }
 
@@ -301,18 +318,39 @@ state_of_plugin() {
   if [ ! -e "$(target)" ]; then echo missing; elif same_plugin; then echo current; else echo stale; fi
 }
 
+# The plugin asks it for each pod: without it, no pod has a class.
+state_of_configuration() {
+  if [ -e "$root/run/egressclass/classes.json" ]; then
+    echo applied
+  elif [ -e "$root/etc/egressclass/config.json" ]; then
+    echo unapplied
+  else
+    echo absent
+  fi
+}
+
+show_configuration() {
+  printf 'config    %s: %s\n' "$root/etc/egressclass/config.json" "$1"
+  case $1 in
+    absent) echo '          no configuration on this node: pods start without a class' ;;
+    unapplied) echo "          pods with a class do not start: run \`egressctl apply\`" ;;
+  esac
+}
+
 run_status() {
-  local state text code=0
+  local state text code=0 configuration
+  configuration=$(state_of_configuration)
   versions=$(call_plugin "$plugin" VERSION </dev/null 2>&1) || die $REFUSED "$plugin does not run on this machine: $versions"
   state=$(state_of_plugin)
   text=$(status_of_entry 2>&1) || code=$?
   [ $code != 0 ] || [ "$state" = current ] || code=$STALE
   if [ -n "$json" ]; then
     reported=yes
-    printf '{"code":%d,"plugin":{"file":%s,"state":"%s"},"conflist":%s}\n' "$code" "$(json_string "$(target)")" "$state" \
-      "$(status_of_entry --json 2>/dev/null || true)"
+    printf '{"code":%d,"plugin":{"file":%s,"state":"%s"},"configuration":"%s","conflist":%s}\n' "$code" \
+      "$(json_string "$(target)")" "$state" "$configuration" "$(status_of_entry --json 2>/dev/null || true)"
   else
     printf 'plugin    %s: %s\n%s\n' "$(target)" "$state" "$text"
+    show_configuration "$configuration"
   fi
   exit "$code"
 }
@@ -327,11 +365,23 @@ start_watching() {
   [ "$line" = ready ] || die 1 "cannot watch $conf_dir"
 }
 
-# Or half a minute, for whatever no event tells of.
+# Or half a minute, for whatever no event tells of; less while there is nothing yet.
 await_change() {
   local code=0
-  read -r -t 30 -u "${EVENTS[0]}" || code=$?
+  read -r -t "$1" -u "${EVENTS[0]}" || code=$?
   ((code == 0 || code > 128)) || die 1 "the watch on $conf_dir ended"
+}
+
+# A platform makes its folders when it starts for the first time, and an upgrade may move them: where they are, it writes
+# before its list.
+follow_platform() {
+  local before=$conf_dir:$bin_dir:$default_way events=${EVENTS_PID:-}
+  find_folders
+  [ "$before" != "$conf_dir:$bin_dir:$default_way" ] || return 0
+  note "the runtime looks in $conf_dir and $bin_dir now"
+  kill "$events" || true
+  wait "$events" 2>/dev/null || true
+  exec "$self" "${words[@]}"
 }
 
 # Says a state that lasts once.
@@ -393,7 +443,8 @@ run_watch() {
       installed=yes
     fi
     sleep "$pause"
-    await_change
+    follow_platform # after what is urgent: it takes a moment
+    await_change $((${#installed} > 0 ? 30 : 2))
   done
 }
 
@@ -413,8 +464,8 @@ parse() {
           --way) way=$2 ;;
           --entry) entry=$2 ;;
           --plugin) plugin=$2 ;;
-          --conf-dir) conf_dir=$2 ;;
-          --bin-dir) bin_dir=$2 ;;
+          --conf-dir) asked_conf=$2 ;;
+          --bin-dir) asked_bin=$2 ;;
           --runtime) runtime=$2 ;;
           --root) root=$2 ;;
           --wait) patience=$2 ;;
@@ -432,15 +483,16 @@ parse() {
   done
   [ -n "$command" ] || die $REFUSED "which command? --help shows them"
   [[ $patience$give_up =~ ^[0-9]{2,12}$ ]] || die $REFUSED "--wait and --give-up are numbers"
-  [[ ${conf_dir:-/}${bin_dir:-/} =~ ^/ && ${bin_dir:-/} =~ ^/ ]] || die $REFUSED "--conf-dir and --bin-dir begin with /"
+  [[ ${asked_conf:-/} =~ ^/ && ${asked_bin:-/} =~ ^/ ]] || die $REFUSED "--conf-dir and --bin-dir begin with /"
   root=${root%/}
   [ "$command" != watch ] || [ -z "$dry_run" ] || die $REFUSED "watch makes changes: there is no --dry-run of it"
 }
 
 command=
+readonly words=("$@")
 trap finish EXIT
 parse "$@"
 find_runtime
-find_folders
 find_files
+find_folders
 "run_$command"

@@ -34,6 +34,31 @@ void add_withdrawal(std::vector<Change>& changes, const NetworkFile& file) {
   if (without) changes.push_back({file.path, file.text, std::move(*without)});
 }
 
+Error located(const Error& error, const NetworkFile& file) {
+  return make_error(error.msg, file.path + ": " + error.details);
+}
+
+Result<Change> plan_edit(const NetworkFile& primary, const std::string& list, const std::string& entry) {
+  auto with = with_entry(list, entry);
+  if (!with) return located(with.error(), primary);
+  return Change{primary.path, primary.text, std::move(*with)};
+}
+
+/// Others who chain a plugin (service meshes) do it where the runtime looks: in our list. What they did stays.
+Result<Change> plan_own_list(const Survey& survey, const NetworkFile& primary, const std::string& list,
+                             const std::string& entry) {
+  Change change{own_list_path(primary.path), {}, {}};
+  for (const OwnFile& file : survey.own_lists)
+    if (file.path == change.path) change.before = file.text;
+  auto whole = with_additions(list, change.before.value_or(""));
+  auto with = whole ? with_entry(*whole, entry) : whole;
+  if (!with) return located(with.error(), primary);
+  change.after = std::move(*with);
+  if (change.before && same_but_for_entry(*change.before, *change.after))
+    if (auto kept = with_entry(*change.before, entry)) change.after = std::move(*kept);
+  return change;
+}
+
 /// The first step: what makes the network have the entry.
 Result<Change> plan_entry(const Survey& survey, const NetworkFile& primary, Way way, const std::string& entry) {
   if (way == Way::kDropIn) {
@@ -43,13 +68,7 @@ Result<Change> plan_entry(const Survey& survey, const NetworkFile& primary, Way 
     return change;
   }
   const std::string list = primary.network.is_list ? primary.text : as_list(primary.text);
-  auto with = with_entry(list, entry);
-  if (!with) return make_error(with.error().msg, primary.path + ": " + with.error().details);
-  if (way == Way::kEdit) return Change{primary.path, primary.text, std::move(*with)};
-  Change change{own_list_path(primary.path), {}, std::move(*with)};
-  for (const OwnFile& file : survey.own_lists)
-    if (file.path == change.path) change.before = file.text;
-  return change;
+  return way == Way::kEdit ? plan_edit(primary, list, entry) : plan_own_list(survey, primary, list, entry);
 }
 
 Status check_versions(const NetworkFile& primary, const std::vector<std::string>& spoken) {
@@ -93,9 +112,9 @@ const char* way_name(Way way) {
   return "edit";
 }
 
-Way present_way(const Survey& survey) {
+Way present_way(const Survey& survey, Way otherwise) {
   if (!survey.own_lists.empty()) return Way::kOwn;
-  return survey.drop_ins.empty() ? Way::kEdit : Way::kDropIn;
+  return survey.drop_ins.empty() ? otherwise : Way::kDropIn;
 }
 
 Result<Way> way_for(const NetworkFile& primary, Way wanted) {

@@ -25,8 +25,9 @@ enum class Way { kEdit, kOwn, kDropIn };
 
 const char* way_name(Way way);
 
-/// The way that the folder shows; kEdit when it shows none.
-Way present_way(const Survey& survey);
+/// The way of a list or a drop-in of our own that is there. Else `otherwise`: an entry in the primary's list moves
+/// then.
+Way present_way(const Survey& survey, Way otherwise);
 
 /// The way that serves the file: a single plugin's file has no place for an entry, so kEdit becomes kOwn.
 Result<Way> way_for(const NetworkFile& primary, Way wanted);

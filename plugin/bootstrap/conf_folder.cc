@@ -73,6 +73,21 @@ Result<Survey> survey_folder(const std::string& folder, Runtime runtime) {
   return survey;
 }
 
+std::string late_tuning(const Survey& survey, const Network& network, bool ours_is_drop_in) {
+  std::vector<fs::path> late;
+  std::error_code ec;
+  for (fs::directory_iterator entry(fs::path(survey.folder) / network.name, ec), end; !ec && entry != end;
+       entry.increment(ec)) {
+    const fs::path& path = entry->path();
+    if (path.extension() != ".conf" || (ours_is_drop_in && path.filename() <= kDropInName)) continue;
+    const auto text = content_of(path);
+    const auto plugin = text ? parse_json(*text) : Result<Json>(text.error());
+    if (plugin && is_tuning(*plugin)) late.push_back(path);
+  }
+  const auto first = std::ranges::min_element(late);
+  return network.only_inlined || first == late.end() ? std::string() : first->string();
+}
+
 std::string own_list_path(const std::string& file) { return file.substr(0, file.rfind('.')) + std::string(kOwnSuffix); }
 
 std::string drop_in_path(const std::string& folder, const std::string& network) {

@@ -44,6 +44,10 @@ struct Survey {
 /// An error when the folder is there but cannot be read; a folder that is missing is an empty one.
 Result<Survey> survey_folder(const std::string& folder, Runtime runtime);
 
+/// A drop-in of somebody else that libcni puts behind our entry, and that may give the pod another MAC than we have
+/// seen. Empty: there is none. `ours_is_drop_in`: else our entry is in the list, and all drop-ins are behind it.
+std::string late_tuning(const Survey& survey, const Network& network, bool ours_is_drop_in);
+
 /// The list of ours that the runtime takes instead of `file`: '-' sorts before '.'.
 std::string own_list_path(const std::string& file);
 std::string drop_in_path(const std::string& folder, const std::string& network);

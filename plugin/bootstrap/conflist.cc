@@ -57,7 +57,8 @@ struct Edited {
       text.erase(spans[index - 1].end, spans[index].end - spans[index - 1].end);
     else
       text.erase(spans[0].begin, spans[1].begin - spans[0].begin);
-    refresh(index);
+    plugins.erase(index);
+    spans = plugin_spans(text);
   }
 
   /// Set apart from its neighbour as the neighbours are from each other.
@@ -67,11 +68,6 @@ struct Edited {
     const std::string separator = last > 0 ? text.substr(spans[last - 1].end, spans[last].begin - spans[last - 1].end)
                                            : "," + text.substr(array, spans[0].begin - array);
     text.insert(spans[last].end, separator + entry);
-  }
-
- private:
-  void refresh(std::size_t erased) {
-    plugins.erase(erased);
     spans = plugin_spans(text);
   }
 };
@@ -84,6 +80,11 @@ Result<Edited> open_list(const std::string& text) {
   Edited list{text, std::move(network->plugins), plugin_spans(text)};
   if (list.spans.size() != list.plugins.size()) return unusable("it is not plain to see where its plugins are");
   return list;
+}
+
+bool is_of_type(const Json& plugin, const Json& wanted) {
+  const Json* type = find_member(plugin, "type");
+  return type != nullptr && *type == wanted;
 }
 
 void erase_ours(Edited& list, std::optional<std::size_t> except) {
@@ -155,10 +156,9 @@ Result<std::string> parse_entry(const std::string& text) {
   return text.substr(first, text.find_last_not_of(kBlanks) + 1 - first);
 }
 
-bool is_ours(const Json& plugin) {
-  const Json* type = find_member(plugin, "type");
-  return type != nullptr && *type == Json(kEntryType);
-}
+bool is_ours(const Json& plugin) { return is_of_type(plugin, kEntryType); }
+
+bool is_tuning(const Json& plugin) { return is_of_type(plugin, "tuning"); }
 
 bool has_entry(const Network& network) { return std::ranges::any_of(network.plugins, is_ours); }
 
@@ -168,9 +168,10 @@ Result<std::string> with_entry(const std::string& text, const std::string& entry
   auto wanted = parse_json(entry);
   if (!wanted) return wanted.error();
 
-  // An entry in front of all others is in no place to stay: nothing is there yet to be chained to.
+  // Where it is in no place to stay: in front of all others nothing is there yet to be chained to, and in front of
+  // `tuning` the pod's interface does not have its MAC yet.
   std::optional<std::size_t> place;
-  for (std::size_t i = list->plugins.size(); i-- > 1;)
+  for (std::size_t i = list->plugins.size(); i-- > 1 && !is_tuning(list->plugins[i]);)
     if (is_ours(list->plugins[i])) place = i;
   if (place && list->plugins[*place] != *wanted) {
     const Span old = list->spans[*place];
@@ -180,6 +181,25 @@ Result<std::string> with_entry(const std::string& text, const std::string& entry
   erase_ours(*list, place);
   if (!place) list->append(entry);
   return std::move(list->text);
+}
+
+Result<std::string> with_additions(const std::string& text, const std::string& copy) {
+  auto list = open_list(text);
+  if (!list) return list.error();
+  const auto other = open_list(copy);
+  for (std::size_t i = 0; other && i < other->plugins.size(); ++i) {
+    const Json& type = other->plugins[i]["type"];
+    const auto is_same = [&](const Json& plugin) { return is_of_type(plugin, type); };
+    if (is_ours(other->plugins[i]) || std::ranges::any_of(list->plugins, is_same)) continue;
+    list->append(copy.substr(other->spans[i].begin, other->spans[i].end - other->spans[i].begin));
+  }
+  return std::move(list->text);
+}
+
+bool same_but_for_entry(const std::string& list, const std::string& other) {
+  const auto first = without_entry(list);
+  const auto second = without_entry(other);
+  return first && second && *parse_json(*first) == *parse_json(*second);
 }
 
 Result<std::string> without_entry(const std::string& text) {

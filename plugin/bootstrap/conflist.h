@@ -32,14 +32,20 @@ Result<Network> parse_network(const std::string& text, bool is_list);
 Result<std::string> parse_entry(const std::string& text);
 
 bool is_ours(const Json& plugin);
+bool is_tuning(const Json& plugin);
 bool has_entry(const Network& network);
 
-/// The list with our entry, once, equal to `entry`: where it is already, else at the end. An error for a list that
-/// has nothing else: there is nothing to be chained to.
+/// The list with our entry, once, equal to `entry`: where it is already, if it can work there, else at the end. An
+/// error for a list that has nothing else: there is nothing to be chained to.
 Result<std::string> with_entry(const std::string& list, const std::string& entry);
 
 /// The list without any entry of ours; what with_entry() appended leaves no trace.
 Result<std::string> without_entry(const std::string& list);
+
+/// The list with the plugins that others have chained into `copy`, which was made of it: those whose type it has not.
+Result<std::string> with_additions(const std::string& list, const std::string& copy);
+
+bool same_but_for_entry(const std::string& list, const std::string& other);
 
 /// The list that a runtime makes of a single plugin's file.
 std::string as_list(const std::string& single);

@@ -7,10 +7,13 @@
 #include "datapath/maps.h"
 #include "datapath/pod_datapath.h"
 #include "util/file.h"
+#include "util/lock.h"
 
 namespace egressclass::cni {
 
-Result<std::string> check(const Request& request) {
+namespace {
+
+Result<std::string> compare(const Request& request) {
   auto attachment = load_attachment(request.attachment_key());
   if (!attachment) return attachment.error();
   if (!*attachment) {
@@ -31,8 +34,6 @@ Result<std::string> check(const Request& request) {
   return std::string();
 }
 
-namespace {
-
 /// Opens what ADD of a pod with a class opens.
 bool can_attach() {
   auto in_force = read_applied();
@@ -40,6 +41,15 @@ bool can_attach() {
 }
 
 }  // namespace
+
+/// What looks wrong may be the middle of an apply that gives the pod another class: only without one it is.
+Result<std::string> check(const Request& request) {
+  auto found = compare(request);
+  if (found || !state_exists()) return found;
+  const auto lock = lock_node(LockMode::kShared);
+  if (!lock) return lock.error();
+  return compare(request);
+}
 
 Result<std::string> status(const Request&) {
   const auto node = read_node();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <set>
 
+#include "cni/codes.h"
 #include "cni/verbs.h"
 #include "datapath/attachment_store.h"
 #include "datapath/paths.h"
@@ -45,30 +46,48 @@ Result<std::string> del(const Request& request) {
   return std::string();
 }
 
+namespace {
+
+/// The keys of the attachments in a list. An error when it is none: taken for a shorter one, it would cost live pods
+/// their attachments.
+Result<std::set<std::string>> keys_of(const Request& request, const char* name, const Json& list) {
+  std::set<std::string> keys;
+  if (list.is_null()) return keys;
+  const auto malformed = [&](const std::string& what) {
+    return Error{codes::kInvalidNetworkConfig, "malformed list of attachments",
+                 std::string(name) + ": " + what + "; nothing was removed"};
+  };
+  if (!list.is_array()) return malformed("is no list");
+  for (const Json& entry : list) {
+    const Json* container_id = find_member(entry, "containerID");
+    const Json* ifname = find_member(entry, "ifname");
+    if (container_id == nullptr || ifname == nullptr || !container_id->is_string() || !ifname->is_string())
+      return malformed("an entry without the texts \"containerID\" and \"ifname\"");
+    Request attachment = request;
+    attachment.container_id = container_id->get<std::string>();
+    attachment.ifname = ifname->get<std::string>();
+    keys.insert(attachment.attachment_key());
+  }
+  return keys;
+}
+
+}  // namespace
+
 Result<std::string> gc(const Request& request) {
   // A missing list is "no information"; null and [] are "no attachments" (what ocicni sends for no pods).
-  const Json* valid = nullptr;
+  const char* name = nullptr;
   for (const char* key : {"cni.dev/attachments", "cni.dev/valid-attachments"})
-    if (request.config.contains(key)) valid = &request.config.at(key);
-  if (valid == nullptr || !state_exists()) return std::string();
-
-  std::set<std::string> keep;
-  if (valid->is_array())
-    for (const Json& entry : *valid) {
-      const Json* container_id = find_member(entry, "containerID");
-      const Json* ifname = find_member(entry, "ifname");
-      if (container_id == nullptr || ifname == nullptr || !container_id->is_string() || !ifname->is_string()) continue;
-      Request attachment = request;
-      attachment.container_id = container_id->get<std::string>();
-      attachment.ifname = ifname->get<std::string>();
-      keep.insert(attachment.attachment_key());
-    }
+    if (request.config.contains(key)) name = key;
+  if (name == nullptr) return std::string();
+  auto keep = keys_of(request, name, request.config.at(name));
+  if (!keep) return keep.error();
+  if (!state_exists()) return std::string();
 
   const auto lock = lock_node(LockMode::kExclusive);
   if (!lock) return lock.error();
   std::string problems;
   for (const std::string& key : list_attachment_keys()) {
-    if (!key.starts_with(request.network + ",") || keep.contains(key)) continue;
+    if (!key.starts_with(request.network + ",") || keep->contains(key)) continue;
     if (auto done = detach_and_forget(key, *lock); !done)
       problems += (problems.empty() ? "" : "; ") + key + ": " + done.error().msg + ": " + done.error().details;
   }

@@ -90,6 +90,7 @@ struct ConfigProblem {
   std::string path;   ///< of the key, as in classes[2].egressIPs[0]
   std::string value;  ///< as JSON text, shortened
   std::string reason;
+  bool passes = false;  ///< by itself, when an address or an interface of this node comes that is not there yet
 };
 
 /// Parses and validates. On failure `problems` holds every problem found, not only the first

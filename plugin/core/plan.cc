@@ -64,8 +64,13 @@ class OwnAddresses {
 class IdAssignment {
  public:
   IdAssignment(const Config& config, const NodeFacts& facts, std::vector<ConfigProblem>* problems)
-      : config_(config), facts_(facts), problems_(problems) {
-    for (const auto& [id, owner] : facts.attached) carried_.try_emplace(owner, id);
+      : config_(config), facts_(facts), problems_(problems), attached_(facts.attached) {
+    for (const auto& [id, vni] : facts.orphaned)
+      if (const auto same = std::ranges::find(config.classes, vni, &ClassConfig::vni); same != config.classes.end())
+        attached_.try_emplace(id, same->name);
+      else
+        attached_.try_emplace(id, "?");
+    for (const auto& [id, owner] : attached_) carried_.try_emplace(owner, id);
     if (!facts.previous) return;
     for (const auto& [slot, id] : facts.previous->slots) previous_slots_.insert(id);
   }
@@ -124,7 +129,7 @@ class IdAssignment {
   bool had_other_meaning(std::uint32_t id) const { return previous_slots_.contains(id); }
 
   std::optional<std::uint32_t> next_free(std::size_t index) {
-    while (taken_.contains(next_) || facts_.attached.contains(next_) || had_other_meaning(next_)) ++next_;
+    while (taken_.contains(next_) || attached_.contains(next_) || had_other_meaning(next_)) ++next_;
     if (next_ <= max_class_index(config_.mark_mask)) return next_;
     problems_->push_back({class_path(index), in_quotes(config_.classes[index].name),
                           "no mark is left for this class: widen markMask, or end the pods of removed classes"});
@@ -138,7 +143,7 @@ class IdAssignment {
 
   void take_explicit(std::size_t index, std::uint32_t id) {
     const std::string& name = config_.classes[index].name;
-    if (const auto owner = facts_.attached.find(id); owner != facts_.attached.end() && owner->second != name)
+    if (const auto owner = attached_.find(id); owner != attached_.end() && owner->second != name)
       problems_->push_back({class_path(index) + ".mark", std::to_string(*config_.classes[index].mark),
                             "running pods of class \"" + owner->second + "\" carry this mark"});
     if (const auto old = previous_id(name); old != 0 && old != id) refuse_move(index, old);
@@ -146,7 +151,7 @@ class IdAssignment {
   }
 
   void refuse_move(std::size_t index, std::uint32_t old) {
-    if (!facts_.attached.contains(old)) return;
+    if (!attached_.contains(old)) return;
     problems_->push_back({class_path(index) + ".mark", in_quotes(config_.classes[index].name),
                           "the mark of a class with running pods on this node cannot change"});
   }
@@ -154,7 +159,8 @@ class IdAssignment {
   const Config& config_;
   const NodeFacts& facts_;
   std::vector<ConfigProblem>* problems_;
-  std::map<std::string, std::uint32_t> carried_;  ///< by running pods of the class
+  std::map<std::uint32_t, std::string> attached_;  ///< with those whose record is lost
+  std::map<std::string, std::uint32_t> carried_;   ///< by running pods of the class
   std::set<std::uint32_t> previous_slots_;
   std::map<std::string, std::uint32_t> ids_;
   std::set<std::uint32_t> taken_;
@@ -207,6 +213,11 @@ class ClassPlanner {
     problems_->push_back({path, value, reason});
   }
 
+  /// For what this node does not have yet.
+  void wait(const std::string& path, const std::string& value, const std::string& reason) {
+    problems_->push_back({path, value, reason, true});
+  }
+
   PlannedHop plan_hop(std::size_t i) {
     const Gateway& gateway = c_.gateways[i];
     PlannedHop hop;
@@ -221,8 +232,8 @@ class ClassPlanner {
                "this node itself has the next hop's address");
       hop.ifindex = interface_of(i, own_.interface_for(gateway.address, 0));
       if (hop.ifindex == 0 && gateway.interface.empty())
-        refuse(gateway_path(i) + ".address", in_quotes(gateway.address.str()),
-               "no interface of this node is on the next hop's network: set \"interface\"");
+        wait(gateway_path(i) + ".address", in_quotes(gateway.address.str()),
+             "no interface of this node is on the next hop's network: set \"interface\"");
       return hop;
     }
     hop.path = own != nullptr ? Path::kLocal : Path::kTunnel;
@@ -236,7 +247,7 @@ class ClassPlanner {
     if (name.empty()) return otherwise;
     const auto interface = facts_.interfaces.find(name);
     if (interface != facts_.interfaces.end()) return interface->second;
-    refuse(gateway_path(i) + ".interface", in_quotes(name), "this node has no such interface");
+    wait(gateway_path(i) + ".interface", in_quotes(name), "this node has no such interface");
     return 0;
   }
 
@@ -259,7 +270,9 @@ class ClassPlanner {
       PlannedSlot slot;
       slot.ip = ip;
       slot.ifindex = own_.interface_for(ip, gateway->ifindex);
-      if (const NodeFacts::Address* present = own_.find(ip); present != nullptr) slot.ifindex = present->ifindex;
+      // Where somebody else put it, it stays. Where we did, there may be a better place since.
+      if (const auto* present = own_.find(ip); present != nullptr && !facts_.placed.contains(ip))
+        slot.ifindex = present->ifindex;
       if (named != 0) slot.ifindex = named;
       slots.push_back(slot);
     }
@@ -291,14 +304,15 @@ std::optional<Underlay> find_underlay(const Config& config, const NodeFacts& fac
 /// A tunnel has both ends in one family.
 void check_underlays(const Plan& plan, std::vector<ConfigProblem>* problems) {
   if (!plan.classes.empty() && !plan.underlay4 && !plan.underlay6)
-    return problems->push_back({"nodes", "", "no address of this node is among them"});
+    return problems->push_back({"nodes", "", "no address of this node is among them", true});
   for (std::size_t i = 0; i < plan.classes.size(); ++i)
     for (std::size_t j = 0; j < plan.classes[i].hops.size(); ++j) {
       const PlannedHop& hop = plan.classes[i].hops[j];
       if (hop.path != Path::kTunnel || (hop.address.is_v4() ? plan.underlay4 : plan.underlay6)) continue;
       problems->push_back({class_path(i) + ".gateways[" + std::to_string(j) + "].address", in_quotes(hop.address.str()),
                            std::string("is an ") + (hop.address.is_v4() ? "IPv4" : "IPv6") +
-                               " address, and this node has none of that family among \"nodes\" to reach it from"});
+                               " address, and this node has none of that family among \"nodes\" to reach it from",
+                           true});
     }
 }
 

@@ -24,10 +24,11 @@ struct NodeFacts {
     unsigned prefix_length = 128;
   };
   std::vector<Address> addresses;
-  std::map<std::string, int> interfaces;          ///< name -> ifindex
-  std::set<Ip> placed;                            ///< egress IPs that an earlier apply put on this node
-  std::map<std::uint32_t, std::string> attached;  ///< class id -> name of the class its running pods have
-  std::map<Ip, std::string> pods;                 ///< address -> "namespace/name" of classed pods here
+  std::map<std::string, int> interfaces;            ///< name -> ifindex
+  std::set<Ip> placed;                              ///< egress IPs that an earlier apply put on this node
+  std::map<std::uint32_t, std::string> attached;    ///< class id -> name of the class its running pods have
+  std::map<std::uint32_t, std::uint32_t> orphaned;  ///< class id -> VNI of a class of pods whose record is lost
+  std::map<Ip, std::string> pods;                   ///< address -> "namespace/name" of classed pods here
   std::optional<Applied> previous;
 };
 
@@ -82,7 +83,7 @@ struct Plan {
   Applied applied;  ///< for the plugin
 };
 
-/// No value: the configuration cannot be in force on this node; `problems` says why.
+/// No value: the configuration cannot be in force on this node, or not yet; `problems` says why.
 std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std::vector<ConfigProblem>* problems);
 
 }  // namespace egressclass

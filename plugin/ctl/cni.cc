@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctl/cni.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -10,6 +12,7 @@
 #include "bootstrap/cached_pods.h"
 #include "bootstrap/changes.h"
 #include "bootstrap/replace.h"
+#include "bootstrap/runtime_config.h"
 #include "bootstrap/watch.h"
 #include "ctl/commands.h"
 #include "util/file.h"
@@ -18,11 +21,13 @@ namespace egressclass::ctl {
 namespace {
 
 constexpr std::size_t kMaxEntryBytes = 64UL << 10U;
+constexpr std::size_t kMaxDumpBytes = 4UL << 20U;
 
 struct Options {
   std::string folder;
   Runtime runtime = Runtime::kContainerd;
   std::optional<Way> way;
+  Way default_way = Way::kEdit;
   std::string entry_file;
   std::string version_reply;
   bool dry_run = false;
@@ -128,7 +133,7 @@ int install(const Options& options) {
   if (!wanted) return refuse(wanted.error());
   return reconcile(options, [&](const Survey& survey, std::vector<Change>* changes) {
     if (survey.effective() == nullptr) return explain(survey);
-    auto plan = plan_install(survey, options.way.value_or(present_way(survey)), *wanted);
+    auto plan = plan_install(survey, options.way.value_or(present_way(survey, options.default_way)), *wanted);
     if (!plan) return refuse(plan.error());
     *changes = std::move(*plan);
     return kSuccess;
@@ -168,7 +173,7 @@ void add_pods(const Options& options, bool judge_missing, Report* report) {
 }
 
 int judge(const Options& options, const Survey& survey, const Wanted& wanted, Report* report) {
-  const Way way = options.way.value_or(present_way(survey));
+  const Way way = options.way.value_or(present_way(survey, options.default_way));
   const NetworkFile* primary = survey.effective();
   if (primary == nullptr) {
     report->problem = survey.broken.empty() ? survey.folder + " has no network configuration yet"
@@ -186,7 +191,12 @@ int judge(const Options& options, const Survey& survey, const Wanted& wanted, Re
   }
   if (plan->empty()) {
     report->entry = "current";
-    return kSuccess;
+    const std::string late = late_tuning(survey, primary->network, *used == Way::kDropIn);
+    if (late.empty()) return kSuccess;
+    report->problem = late +
+                      " comes after the plugin, and may give pods another MAC: what they send is dropped as spoofed "
+                      "then; put it into the list";
+    return kStale;
   }
   if (!anything_of_ours(survey)) return kAbsent;
   report->entry = "stale";
@@ -251,6 +261,21 @@ int place_plugin(const std::string& source, const std::string& target) {
   return kSuccess;
 }
 
+/// Two lines, for a shell.
+int print_folders(const std::vector<std::string>& files, const std::string& root) {
+  Result<CniFolders> folders = CniFolders();
+  if (files.empty()) {
+    const auto dump = read_all(STDIN_FILENO, "standard input", kMaxDumpBytes);
+    if (!dump) return fail(dump.error());
+    folders = parse_cni_folders(*dump);
+  } else {
+    folders = read_cni_folders(files, root);
+  }
+  if (!folders) return fail(folders.error());
+  std::printf("%s\n%s\n", folders->networks.c_str(), folders->plugins.c_str());
+  return kSuccess;
+}
+
 int watch(const std::vector<std::string>& folders) {
   const Status status = watch_folders(folders);
   return status ? kSuccess : fail(status.error());
@@ -291,6 +316,10 @@ void add_cni_commands(CLI::App& app, int* result) {
            "--way", [options, ways](const std::string& name) { options->way = ways.at(name); },
            "auto, edit, own or drop-in")
         ->check(CLI::IsMember({"auto", "edit", "own", "drop-in"}));
+    sub->add_option_function<std::string>(
+           "--default-way", [options, ways](const std::string& name) { options->default_way = *ways.at(name); },
+           "the way of auto, where there is no list or drop-in of our own")
+        ->check(CLI::IsMember({"edit", "own"}));
     sub->add_option("--plugin-versions", options->version_reply, "the plugin's answer to VERSION");
   }
   for (auto* sub : {in, show_status, entry})
@@ -304,6 +333,10 @@ void add_cni_commands(CLI::App& app, int* result) {
   auto* plugin = cni->add_subcommand("plugin", "put the plugin into the runtime's folder");
   plugin->add_option("files", *files, "SOURCE TARGET")->required()->expected(2);
   plugin->callback([files, result] { *result = place_plugin(files->at(0), files->at(1)); });
+  auto* configured = cni->add_subcommand("folders", "where a runtime's configuration has networks and plugins");
+  configured->add_option("files", *files, "in the order in which they count; none: standard input, a dump");
+  configured->add_option("--root", options->root, "in front of what they import");
+  configured->callback([files, options, result] { *result = print_folders(*files, options->root); });
   auto* folders = cni->add_subcommand("watch", "print a line whenever a folder changes");
   folders->add_option("folders", *files, "which")->required();
   folders->callback([files, result] { *result = watch(*files); });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// egressctl's commands. Each returns the process's exit code: 0 success, 1 failure, 2 bad configuration.
+// egressctl's commands. Each returns the process's exit code: 0 success, 1 failure, 2 bad configuration,
+// 3 the node is not ready for it yet.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +14,18 @@ namespace egressclass::ctl {
 inline constexpr int kSuccess = 0;
 inline constexpr int kFailure = 1;
 inline constexpr int kBadConfig = 2;
+inline constexpr int kNotYet = 3;
 
-/// Validates `file` and makes the node equal to it. With `check_only` it stops before the first change.
-int apply(const std::string& file, bool check_only);
+/// Validates `file` and makes the node equal to it. kNotYet: it would be good if this node had an address or an
+/// interface that it does not have yet.
+int apply(const std::string& file);
+/// Only validates, as far as who asks may look: without root, and on a machine that is no node, the file itself.
+int check(const std::string& file);
 /// Removes everything of ours, but for the classifiers of running pods with a class, which drop from then on.
-int down();
-/// Health of the datapath, gateways, classes, counters. kFailure when something is wrong.
+/// `unless_pods`: when there are such pods, changes nothing and returns kFailure.
+int down(bool unless_pods);
+/// Health of the datapath, gateways, classes, counters. kFailure when something is wrong, kNotYet when an apply or a
+/// down is under way and nobody can say.
 int status(bool json);
 /// The attachments of this node.
 int pods(bool json);

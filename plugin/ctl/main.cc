@@ -29,8 +29,9 @@ int run(int argc, char** argv) {
   bool check_only = false;
   auto* apply_command = app.add_subcommand("apply", "validate the configuration, and make this node equal to it");
   apply_command->add_option("-c,--config", file, "configuration file")->capture_default_str();
-  apply_command->add_flag("--check", check_only, "validate only, change nothing");
-  apply_command->callback([&] { result = ctl::apply(file, check_only); });
+  apply_command->add_flag("--check", check_only,
+                          "validate only, change nothing; for that nobody has to be root, or on a node");
+  apply_command->callback([&] { result = check_only ? ctl::check(file) : ctl::apply(file); });
 
   bool json = false;
   auto* status_command = app.add_subcommand("status", "health of the datapath, gateways, classes, counters");
@@ -66,8 +67,11 @@ int run(int argc, char** argv) {
   who_command->add_flag("--json", json, "for machines");
   who_command->callback([&] { result = ctl::who(endpoint, at, folder, json); });
 
-  app.add_subcommand("down", "remove everything of ours from this node; pods with a class that still run stay closed")
-      ->callback([&] { result = ctl::down(); });
+  bool unless_pods = false;
+  auto* down_command = app.add_subcommand(
+      "down", "remove everything of ours from this node; pods with a class that still run stay closed");
+  down_command->add_flag("--unless-pods", unless_pods, "change nothing, and fail, when there are such pods");
+  down_command->callback([&] { result = ctl::down(unless_pods); });
 
   ctl::add_cni_commands(app, &result);
 

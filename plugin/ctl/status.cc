@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <bpf/bpf.h>
 #include <time.h>
 
 #include <algorithm>
@@ -7,19 +8,25 @@
 #include <span>
 #include <string>
 
+#include "cni/codes.h"
 #include "core/applied.h"
 #include "core/mark.h"
 #include "ctl/commands.h"
+#include "ctl/drift.h"
 #include "ctl/table.h"
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
+#include "datapath/bpf_object.h"
 #include "datapath/counters.h"
 #include "datapath/flows.h"
 #include "datapath/integrity.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/node_datapath.h"
+#include "datapath/orphans.h"
 #include "datapath/pod_datapath.h"
+#include "datapath/programs.h"
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
 #include "util/json.h"
@@ -41,9 +48,12 @@ class Health {
   std::vector<std::string> problems_;
 };
 
-bool link_is_on(const char* pin, int ifindex) {
+/// Whether the link holds that program of ours on the interface.
+bool link_is_on(const std::string& pin, const char* program, int ifindex) {
   auto link = read_link(pin);
-  return link && *link && (*link)->ifindex == ifindex;
+  const Fd wanted(bpf_obj_get((std::string(paths::kProgramPins) + "/" + program).c_str()));
+  auto id = program_id(wanted.get());
+  return link && *link && (*link)->ifindex == ifindex && id && (*link)->program_id == *id;
 }
 
 /// Of a machine that is no router otherwise, apply makes one: of IPv4 interface by interface, of IPv6 as a whole, since
@@ -65,10 +75,30 @@ void check_tunnel(const Netlink& netlink, const ec_node& node, Health& health) {
     return;
   }
   health.expect((*link)->up, "the tunnel device egress0 is down");
-  health.expect(link_is_on(kTunnelInPin, ifindex), "tunnel_in is not attached to egress0");
-  health.expect(link_is_on(kTunnelOutPin, ifindex), "tunnel_out is not attached to egress0");
-  health.expect(routes_exist(netlink, node.mark_mask, ifindex), "a rule or the route to egress0 is missing");
+  health.expect(link_is_on(kTunnelInPin, "tunnel_in", ifindex), "tunnel_in is not attached to egress0");
+  health.expect(link_is_on(kTunnelOutPin, "tunnel_out", ifindex), "tunnel_out is not attached to egress0");
+  health.expect(routes_exist(netlink, node.mark_mask, {ifindex, node.tunnel_mtu}),
+                "a rule or the route to egress0 is missing");
   check_forwarding((*link)->name, true, health);
+}
+
+void check_nexthops(const Netlink& netlink, Health& health) {
+  auto map = open_classes_map();
+  const auto classes = map ? map->entries() : Result<std::vector<std::pair<__u32, ec_class>>>(map.error());
+  if (!classes) return;
+  std::set<int> ifindexes;
+  for (const auto& [id, entry] : *classes)
+    for (const ec_hop& hop : std::span(entry.hops).first(std::min<std::size_t>(entry.hop_count, EC_MAX_HOPS)))
+      if (hop.path == EC_PATH_NEXTHOP) ifindexes.insert(static_cast<int>(hop.ifindex));
+  for (const int ifindex : ifindexes) {
+    auto link = netlink.link(ifindex);
+    const bool there = link && *link;
+    health.expect(there, "the interface towards a next hop is gone (ifindex " + std::to_string(ifindex) + ")");
+    if (!there) continue;
+    health.expect((*link)->up, (*link)->name + ", the interface towards a next hop, is down");
+    health.expect(link_is_on(nexthop_pin(ifindex), "nexthop_in", ifindex),
+                  "nexthop_in is not attached to " + (*link)->name);
+  }
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {
@@ -80,14 +110,14 @@ void check_egress_ips(const Netlink& netlink, Health& health) {
     health.expect(std::ranges::any_of(*addresses, same),
                   "egress IP " + placed.first.str() + " is not on its interface any more");
     auto link = netlink.link(placed.second);
-    if (link && *link) check_forwarding((*link)->name, placed.first.is_v4(), health);
+    if (!link || !*link) continue;
+    check_forwarding((*link)->name, placed.first.is_v4(), health);
+    health.expect((*link)->up,
+                  (*link)->name + " is down: no reply to egress IP " + placed.first.str() + " comes by it");
   }
 }
 
-/// An apply under way would show half of itself, but must not hold up who asks.
 void check_integrity(Health& health) {
-  constexpr int kPatienceMs = 2000;
-  const auto lock = lock_node(LockMode::kShared, kPatienceMs);
   const auto altered = altered_objects();
   health.expect(static_cast<bool>(altered), "it is not known what was applied last: run `egressctl apply`");
   if (!altered) return;
@@ -209,8 +239,13 @@ std::string addresses_of(const Json& list) {
   return text.empty() ? "-" : text;
 }
 
+constexpr const char* kUnderWay =
+    "not known: `egressctl apply` or `down` is under way, and what follows may be half of what it does; ask again";
+
 void print_tables(const Json& status) {
-  std::printf("datapath  %s\n", status["healthy"].get<bool>() ? "healthy" : "NOT HEALTHY");
+  std::printf("datapath  %s\n", status["healthy"].is_null()     ? kUnderWay
+                                : status["healthy"].get<bool>() ? "healthy"
+                                                                : "NOT HEALTHY");
   for (const Json& problem : status["problems"]) std::printf("          %s\n", cell(problem).c_str());
   std::printf("node      %s\npods      %s with a class\n\n", cell(status["node"]).c_str(),
               cell(status["pods"]).c_str());
@@ -239,40 +274,55 @@ void print_tables(const Json& status) {
   drops.print();
 }
 
-}  // namespace
-
-int status(bool json) {
-  Health health;
-  const auto node = read_node();
-  auto applied = read_applied();
+/// With the node's lock shared.
+void check_node(const Netlink& netlink, const std::optional<ec_node>& node, bool has_state_file,
+                const std::vector<Attachment>& attachments, Health& health) {
   health.expect(node.has_value(), "nothing is applied on this node: run `egressctl apply`");
   health.expect(!node || node->applied != 0, "the datapath is down; traffic of pods with a class is dropped");
-  auto netlink = Netlink::open();
-  if (!netlink) return fail(netlink.error());
-
-  std::map<std::string, NftCounter> nft;
   if (node && node->applied != 0) {
-    check_tunnel(*netlink, *node, health);
-    check_egress_ips(*netlink, health);
-    auto read = read_nft_counters();
-    health.expect(static_cast<bool>(read), "the nft table `inet egressclass` is missing");
-    if (read) nft = *read;
+    check_tunnel(netlink, *node, health);
+    check_nexthops(netlink, health);
+    check_egress_ips(netlink, health);
+    health.expect(pins_are_intact(), "BPF maps or programs are not pinned as they were applied: run `egressctl apply`");
+    health.expect(static_cast<bool>(read_nft_counters()), "the nft table `inet egressclass` is missing");
     check_integrity(health);
-    health.expect(applied && *applied, "the state file for the plugin is missing or broken: run `egressctl apply`");
+    health.expect(has_state_file, "the state file for the plugin is missing or broken: run `egressctl apply`");
+    for (const std::string& line : drift(netlink, attachments)) health.expect(false, line);
   }
-  const auto attachments = list_attachments();
   for (const Attachment& attachment : attachments)
     if (auto checked = check_pod(attachment); !checked)
       health.expect(false,
                     "pod " + attachment.pod.name_space + "/" + attachment.pod.name + ": " + checked.error().details);
+  if (auto orphans = find_orphans(netlink, attachments))
+    for (const Orphan& orphan : *orphans) health.expect(orphan.host_veth.empty(), orphan.text());
+}
 
+}  // namespace
+
+int status(bool json) {
+  // An apply under way would show half of itself, but must not hold up who asks.
+  constexpr int kPatienceMs = 2000;
+  const auto lock = state_exists() ? lock_node(LockMode::kShared, kPatienceMs) : Result<Fd>(Fd());
+  if (!lock && lock.error().code != codes::kTryAgainLater) return fail(lock.error());
+  const bool under_way = !lock;
+
+  const auto node = read_node();
+  auto applied = read_applied();
+  auto netlink = Netlink::open();
+  if (!netlink) return fail(netlink.error());
+  const auto attachments = list_attachments();
+  Health health;
+  if (!under_way) check_node(*netlink, node, applied && *applied, attachments, health);
+
+  std::map<std::string, NftCounter> nft;
+  if (auto read = read_nft_counters()) nft = *read;
   Counters counters;
   if (node)
     if (auto read = read_counters()) counters = *read;
   const Applied none;
   const Applied& in_force = applied && *applied ? **applied : none;
   const Json status = {
-      {"healthy", health.problems().empty()},
+      {"healthy", under_way ? Json() : Json(health.problems().empty())},
       {"problems", health.problems()},
       {"node", node ? underlay_json(*node) : Json()},
       {"pods", attachments.size()},
@@ -284,6 +334,7 @@ int status(bool json) {
     std::printf("%s\n", dump_json(status).c_str());
   else
     print_tables(status);
+  if (under_way) return kNotYet;
   return health.problems().empty() ? kSuccess : kFailure;
 }
 

@@ -2,6 +2,7 @@
 #include "datapath/announce.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
 #include <net/if_arp.h>
@@ -9,14 +10,19 @@
 #include <netinet/if_ether.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
+#include <vector>
 
+#include "datapath/netlink.h"
+#include "util/all_errors.h"
 #include "util/fd.h"
 
 namespace egressclass {
@@ -97,20 +103,27 @@ Result<Fd> open_v6() {
   return socket;
 }
 
-}  // namespace
+/// Egress IPs of this node, and the interfaces on which they are.
+std::map<Ip, int> egress_ips_of(const Plan& plan) {
+  std::map<Ip, int> ifindex_of;
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots) ifindex_of[slot.ip] = slot.ifindex;
+  return ifindex_of;
+}
 
-Status announce_addresses(const Netlink& netlink, const std::map<Ip, int>& ifindex_of) {
+Status announce(const Netlink& netlink, const std::map<Ip, int>& ifindex_of) {
   if (ifindex_of.empty()) return Ok{};
   // One of each for all of them: closing a packet socket waits for every CPU.
   const Fd arp(::socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0));  // 0: it receives nothing
   if (!arp) return system_error("cannot open a packet socket", "AF_PACKET", errno);
   Fd icmp6;
   std::map<int, std::optional<Link>> links;
+  AllErrors errors;
   for (const auto& [ip, ifindex] : ifindex_of) {
     if (!links.contains(ifindex)) {
       auto link = netlink.link(ifindex);
-      if (!link) return link.error();
-      links[ifindex] = std::move(*link);
+      errors.add(link);
+      links[ifindex] = link ? std::move(*link) : std::nullopt;
     }
     const std::optional<Link>& link = links[ifindex];
     if (!link || !link->up || link->mac == Mac{}) continue;
@@ -119,10 +132,44 @@ Status announce_addresses(const Netlink& netlink, const std::map<Ip, int>& ifind
       if (!opened) return opened.error();
       icmp6 = std::move(*opened);
     }
-    if (auto announced = ip.is_v4() ? announce_v4(arp, *link, ip) : announce_v6(icmp6, *link, ip); !announced)
-      return announced;
+    errors.add(ip.is_v4() ? announce_v4(arp, *link, ip) : announce_v6(icmp6, *link, ip));
   }
-  return Ok{};
+  return errors.status();
+}
+
+/// The life of the process that repeats.
+void repeat(std::map<Ip, int> ifindex_of) {
+  for (const int seconds : {1, 2}) {
+    ::sleep(static_cast<unsigned>(seconds));
+    auto netlink = Netlink::open();
+    auto present = netlink ? netlink->addresses() : Result<std::vector<InterfaceAddress>>(netlink.error());
+    if (!present) return;
+    std::set<std::pair<Ip, int>> here;
+    for (const InterfaceAddress& address : *present) here.emplace(address.ip, address.ifindex);
+    std::erase_if(ifindex_of, [&](const auto& one) { return !here.contains({one.first, one.second}); });
+    if (!announce(*netlink, ifindex_of)) return;
+  }
+}
+
+}  // namespace
+
+Status announce_egress_ips(const Plan& plan) {
+  const auto ifindex_of = egress_ips_of(plan);
+  if (ifindex_of.empty()) return Ok{};
+  auto netlink = Netlink::open();
+  return netlink ? announce(*netlink, ifindex_of) : Status(netlink.error());
+}
+
+void announce_again(const Plan& plan) {
+  const auto ifindex_of = egress_ips_of(plan);
+  if (ifindex_of.empty() || ::fork() != 0) return;
+  // Nobody waits for this process: not for its output, and not for the lock, which goes with the descriptor.
+  ::setsid();
+  const Fd nowhere(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(nowhere.get(), fd);
+  ::close_range(STDERR_FILENO + 1, ~0U, 0);
+  repeat(ifindex_of);
+  ::_exit(0);
 }
 
 }  // namespace egressclass

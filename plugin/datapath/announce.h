@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Telling the link that an address is here now (RFC 5227, section 3: ARP announcement), so that neighbours with an
-// old entry for it do not go on sending elsewhere until that expires.
+// Telling the neighbours on a link where an egress IP is now.
 #pragma once
 
-#include <map>
-
-#include "core/ip.h"
-#include "datapath/netlink.h"
+#include "core/plan.h"
 #include "util/result.h"
 
 namespace egressclass {
 
-/// Sends gratuitous ARP for IPv4 addresses, as request and as reply (some devices heed only one of them).
-/// A link that is down, or that has no ARP, gets none, and that is no error.
-Status announce_addresses(const Netlink& netlink, const std::map<Ip, int>& ifindex_of);
+/// Announces all egress IPs that are on this node, on their interfaces: also those that have been here, since another
+/// gateway, from which one came, may have announced it later than this one. All are tried; the error says which failed,
+/// and is a reason to tell people, not to undo anything. Interfaces that are down, or have no MAC address, are passed
+/// over.
+Status announce_egress_ips(const Plan& plan);
+
+/// The same a second later, and two more seconds later (RFC 5227, 2.3), since an announcement can get lost: by a
+/// process that outlives this one, and that leaves out what is not on its interface any more.
+void announce_again(const Plan& plan);
 
 }  // namespace egressclass

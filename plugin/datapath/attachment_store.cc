@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <set>
 
 #include "cni/codes.h"
 #include "datapath/paths.h"
 #include "util/file.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -28,11 +28,8 @@ std::string key_of(const std::string& file) {
 }
 
 void remove_temporaries(const std::string& key) {
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec)) {
-    const std::string file = entry.path().filename();
-    if (file.starts_with('.') && key_of(file) == key) std::filesystem::remove(entry.path(), ec);
-  }
+  for (const std::string& file : names_in(paths::kAttachments))
+    if (file.starts_with('.') && key_of(file) == key) ::unlink(record_path(file).c_str());
 }
 
 Error as_state_error(Error error) {
@@ -45,6 +42,24 @@ Error as_state_error(Error error) {
 Status save_attachment(const Attachment& attachment) {
   remove_temporaries(attachment.key);
   auto saved = write_file_atomic(record_path(attachment.key), attachment.to_json(), 0600);
+  if (!saved) return as_state_error(saved.error());
+  return Ok{};
+}
+
+namespace {
+
+/// One for all, and not in the folder of records, where all that is there counts.
+constexpr const char* kAnyRecord = "/run/egressclass/record";
+
+}  // namespace
+
+Status reserve_record() {
+  constexpr std::size_t kUsualBytes = 4096;
+  return reserve_file(kAnyRecord, kUsualBytes);
+}
+
+Status replace_attachment(const Attachment& attachment) {
+  auto saved = write_by_spare(spare_of(kAnyRecord), record_path(attachment.key), attachment.to_json(), 0600);
   if (!saved) return as_state_error(saved.error());
   return Ok{};
 }
@@ -68,17 +83,13 @@ Status remove_attachment(const std::string& key) {
 
 std::vector<std::string> list_attachment_keys() {
   std::set<std::string> keys;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec))
-    keys.insert(key_of(entry.path().filename()));
+  for (const std::string& file : names_in(paths::kAttachments)) keys.insert(key_of(file));
   return {keys.begin(), keys.end()};
 }
 
 std::vector<Attachment> list_attachments(std::vector<std::string>* unreadable) {
   std::vector<Attachment> found;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kAttachments, ec)) {
-    const std::string key = entry.path().filename();
+  for (const std::string& key : names_in(paths::kAttachments)) {
     if (key.starts_with('.')) continue;  // being written
     auto attachment = load_attachment(key);
     if (!attachment && unreadable != nullptr) unreadable->push_back(key + ": " + attachment.error().details);

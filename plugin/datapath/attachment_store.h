@@ -12,6 +12,9 @@
 namespace egressclass {
 
 Status save_attachment(const Attachment& attachment);
+/// Of one that there is, for who has the node's lock alone: in room that reserve_record() took before.
+Status replace_attachment(const Attachment& attachment);
+Status reserve_record();
 /// No value: there is no such record.
 Result<std::optional<Attachment>> load_attachment(const std::string& key);
 /// The keys of all records, readable or not, and of those that were being written when their writer was killed.

@@ -8,6 +8,8 @@
 #include <chrono>
 #include <thread>
 
+#include "datapath/bpf_object.h"
+
 namespace egressclass {
 namespace {
 
@@ -27,14 +29,6 @@ Result<std::optional<LinkState>> read_link(const std::string& pin) {
   if (bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0) return system_error("cannot read BPF link", pin, errno);
   // info.tcx is newer than the headers too; like info.xdp it begins with the ifindex.
   return std::optional<LinkState>(LinkState{static_cast<int>(info.xdp.ifindex), info.prog_id});
-}
-
-Result<std::uint32_t> program_id(int program_fd) {
-  bpf_prog_info info{};
-  __u32 size = sizeof(info);
-  if (bpf_obj_get_info_by_fd(program_fd, &info, &size) != 0)
-    return system_error("cannot read BPF program", "fd " + std::to_string(program_fd), errno);
-  return info.id;
 }
 
 Status attach_link(int program_fd, int ifindex, Hook hook, const std::string& pin) {

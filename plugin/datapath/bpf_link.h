@@ -29,6 +29,4 @@ Result<std::optional<LinkState>> read_link(const std::string& pin);
 /// Detaches, and removes the pin. Absent already is success.
 Status remove_link(const std::string& pin);
 
-Result<std::uint32_t> program_id(int program_fd);
-
 }  // namespace egressclass

@@ -4,7 +4,6 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 
-#include <array>
 #include <cerrno>
 #include <vector>
 
@@ -13,12 +12,14 @@
 namespace egressclass {
 
 const char* event_name(ec_event event) {
-  static constexpr std::array kNames = {
-#define X(id, name) name,
-      EC_EVENTS(X)
+  switch (event) {
+#define X(number, id, name) \
+  case EC_##id:             \
+    return name;
+    EC_EVENTS(X)
 #undef X
-  };
-  return event < EC_EVENT_COUNT ? kNames.at(event) : "unknown";
+  }
+  return "unknown";  // of a newer version
 }
 
 Result<Counters> read_counters() {
@@ -45,8 +46,11 @@ Result<Counters> read_counters() {
 Status erase_counters(std::uint32_t class_id) {
   auto map = BpfMap<ec_counter_key, ec_counter>::open("counters");
   if (!map) return map.error();
-  for (__u32 event = 0; event < EC_EVENT_COUNT; ++event)
-    if (auto erased = map->erase({class_id, event}); !erased) return erased;
+  auto keys = map->keys();
+  if (!keys) return keys.error();
+  for (const ec_counter_key& key : *keys)
+    if (key.class_id == class_id)
+      if (auto erased = map->erase(key); !erased) return erased;
   return Ok{};
 }
 

@@ -30,6 +30,7 @@ Result<std::optional<Rule>> find_rule(std::uint32_t ruleset, const Ip& ip) {
   if (!*found) return std::optional<Rule>();
   auto entries = map->entries();
   if (!entries) return entries.error();
+  if ((*found)->verdict == EC_OTHERWISE) return std::optional<Rule>(Rule{Prefix{ip, 0}, **found});
   Rule longest{Prefix{ip, 0}, **found};
   for (const auto& [entry_key, entry] : *entries) {
     const Prefix prefix{from_ec(entry_key.ip), entry_key.prefixlen - 32};
@@ -39,7 +40,7 @@ Result<std::optional<Rule>> find_rule(std::uint32_t ruleset, const Ip& ip) {
   return std::optional<Rule>(longest);
 }
 
-Result<bool> in_port_set(std::uint32_t port_set, const Target& to) {
+Result<std::optional<bool>> in_port_set(std::uint32_t port_set, const Target& to) {
   auto map = open_ports_map();
   if (!map) return map.error();
   const ec_port_key key = {.prefixlen = EC_PORT_BITS + (to.has_ports() ? 16U : 0U),
@@ -48,7 +49,7 @@ Result<bool> in_port_set(std::uint32_t port_set, const Target& to) {
                            .port = htons(to.port.value_or(0))};
   auto found = map->find(key);
   if (!found) return found.error();
-  return found->has_value();
+  return *found ? std::optional<bool>(**found != 0) : std::nullopt;
 }
 
 /// As the configuration writes it; empty: it does not have it.
@@ -134,7 +135,9 @@ class Explainer {
   Status ask_never_steered() {
     auto rule = find_rule(EC_RULESET_NEVER, to_.address);
     if (!rule) return rule.error();
-    if (*rule) {
+    if (!*rule) {
+      rules_missing();
+    } else if ((*rule)->entry.verdict != EC_OTHERWISE) {
       e_.rule = (*rule)->prefix;
       end(EC_BYPASSED, "not touched: " + (*rule)->prefix.str() + " is the cluster's, a node's, or an egress IP");
     }
@@ -162,6 +165,10 @@ class Explainer {
     if (!found) return found.error();
     const bool drops = (class_.flags & EC_OTHERWISE_DROP) != 0;
     if (!*found) {
+      rules_missing();
+      return Ok{};
+    }
+    if ((*found)->entry.verdict == EC_OTHERWISE) {
       otherwise("no destination of the class matches", drops);
       return Ok{};
     }
@@ -181,7 +188,9 @@ class Explainer {
                         "destination " + prefix + " is for some of them: ask for ADDR:PORT/PROTO, or ADDR/icmp");
     auto listed = in_port_set(rule.entry.port_set, to_);
     if (!listed) return listed.error();
-    if (*listed) {
+    if (!*listed) {
+      rules_missing();
+    } else if (**listed) {
       const std::string text = port_rule_text(config_, rule.prefix, to_);
       step("destination " + prefix + " is the longest prefix that matches, port rule " +
            (text.empty() ? "of an earlier configuration" : text));
@@ -190,6 +199,10 @@ class Explainer {
                 drops);
     }
     return Ok{};
+  }
+
+  void rules_missing() {
+    end(EC_DROP_RULES_MISSING, "dropped: the destinations are not in the maps; run `egressctl apply`");
   }
 
   void otherwise(const std::string& what, bool drops) {

@@ -15,6 +15,7 @@
 #include "util/c_handle.h"
 #include "util/file.h"
 #include "util/json.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -117,7 +118,7 @@ Status note_integrity(const std::vector<std::pair<ec_rule_key, ec_rule>>& rules)
   Fingerprint fingerprint = take(list_table());
   fingerprint[kRules] = hash_of_entries(rules);
   const Json noted = fingerprint;
-  return write_file_atomic(paths::kIntegrity, dump_json(noted) + "\n", 0600);
+  return write_reserved(paths::kIntegrity, dump_json(noted) + "\n", 0600);
 }
 
 Result<std::vector<std::string>> altered_objects() {

@@ -3,6 +3,7 @@
 
 #include <bpf/bpf.h>
 #include <net/if.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,7 +15,6 @@
 
 #include "cni/codes.h"
 #include "core/mark.h"
-#include "datapath/announce.h"
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
@@ -24,13 +24,16 @@
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
+#include "datapath/orphans.h"
 #include "datapath/plan_maps.h"
 #include "datapath/pod_datapath.h"
 #include "datapath/programs.h"
 #include "datapath/rulesets.h"
 #include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
+#include "util/all_errors.h"
 #include "util/file.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -141,9 +144,7 @@ Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges&
       if (!*link) return make_error("the interface for an egress IP is gone", slot.ip.str());
       if (auto forwards = forward_on((*link)->name, slot.ip.is_v4(), changes); !forwards) return forwards;
     }
-  if (auto placed = changes.place_addresses(netlink, wanted); !placed) return placed;
-  // Those too that have been here: another gateway, from which one came, may have announced it later than we did.
-  return announce_addresses(netlink, wanted);
+  return changes.place_addresses(netlink, wanted);
 }
 
 std::set<Ip> local_egress_ips(const Plan& plan) {
@@ -156,13 +157,11 @@ std::set<Ip> local_egress_ips(const Plan& plan) {
 /// By ifindex; they are no pods'.
 constexpr const char* kNextHopPins = "/sys/fs/bpf/egressclass/links/nexthop-";
 
-std::string nexthop_pin(int ifindex) { return kNextHopPins + std::to_string(ifindex); }
-
 std::vector<std::string> nexthop_pins() {
   std::vector<std::string> pins;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec))
-    if (std::string pin = entry.path(); pin.starts_with(kNextHopPins)) pins.push_back(std::move(pin));
+  for (const std::string& name : names_in(paths::kLinkPins))
+    if (std::string pin = std::string(paths::kLinkPins) + "/" + name; pin.starts_with(kNextHopPins))
+      pins.push_back(std::move(pin));
   return pins;
 }
 
@@ -187,14 +186,11 @@ Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& 
   return Ok{};
 }
 
-/// The class ids that pods here carry: by the kernel's entries, since records can be lost or unreadable.
-Status note_attached(const std::vector<Attachment>& attachments, NodeFacts& facts) {
-  if (auto map = open_attachments_map()) {
-    auto ifindexes = map->keys();
-    if (!ifindexes) return ifindexes.error();
-    for (const __u32 ifindex : *ifindexes)
-      if (auto entry = map->find(ifindex); entry && *entry) facts.attached[(*entry)->class_id] = "?";
-  }
+/// The class ids that pods here carry.
+Status note_attached(const Netlink& netlink, const std::vector<Attachment>& attachments, NodeFacts& facts) {
+  auto orphans = find_orphans(netlink, attachments);
+  if (!orphans) return orphans.error();
+  for (const Orphan& orphan : *orphans) facts.orphaned[orphan.class_id] = orphan.class_vni;
   for (const Attachment& attachment : attachments) {
     facts.attached[attachment.class_id] = attachment.class_name;
     for (const Ip& ip : attachment.addresses) facts.pods[ip] = attachment.pod.name_space + "/" + attachment.pod.name;
@@ -215,7 +211,7 @@ Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& p
   for (const Attachment& attachment : attachments) {
     const Attachment wanted = reclassed(plan.applied, attachment);
     if (wanted != attachment)
-      if (auto saved = save_attachment(wanted); !saved) return saved.error();
+      if (auto saved = replace_attachment(wanted); !saved) return saved.error();
     if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
     if (!is_alive(netlink, wanted) || check_pod(wanted)) continue;
     if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
@@ -227,9 +223,8 @@ Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& p
 /// How many interfaces have a classifier of ours, whether or not there is a record for it.
 std::size_t classified_interfaces() {
   std::size_t count = 0;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec)) {
-    const std::string pin = entry.path();
+  for (const std::string& name : names_in(paths::kLinkPins)) {
+    const std::string pin = std::string(paths::kLinkPins) + "/" + name;
     if (pin == kTunnelInPin || pin == kTunnelOutPin || pin.starts_with(kNextHopPins)) continue;
     auto link = read_link(pin);
     count += !link || (*link && (*link)->ifindex != 0) ? 1 : 0;
@@ -237,9 +232,28 @@ std::size_t classified_interfaces() {
   return count;
 }
 
+/// Somebody removed the pins: pods that run are classified still (classify_again), maybe by maps to which nothing
+/// leads. They get their links back, with the maps that are pinned; if those are new, they are empty, which closes the
+/// pods.
+Status restore_links(const Netlink& netlink) {
+  std::vector<Attachment> alive = list_attachments();
+  std::erase_if(alive, [&](const Attachment& attachment) {
+    const auto link = read_link(std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex));
+    return !is_alive(netlink, attachment) || (link && *link);
+  });
+  if (alive.empty()) return Ok{};
+  if (auto installed = install_programs(); !installed) return installed.error();
+  for (const Attachment& attachment : alive)
+    if (auto attached = attach_pod(attachment); !attached && attached.error().code != codes::kCheckFailed)
+      return attached.error();
+  return Ok{};
+}
+
 }  // namespace
 
-Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
+std::string nexthop_pin(int ifindex) { return kNextHopPins + std::to_string(ifindex); }
+
+Result<NodeFacts> gather_public_facts() {
   NodeFacts facts;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
@@ -252,12 +266,20 @@ Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   const CHandle<struct if_nameindex, if_freenameindex> interfaces(if_nameindex());
   for (const auto* i = interfaces.get(); i != nullptr && i->if_index != 0; ++i)
     facts.interfaces[i->if_name] = static_cast<int>(i->if_index);
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
-  for (const auto& [ip, ifindex] : changes->addresses()) facts.placed.insert(ip);
-  if (auto noted = note_attached(attachments, facts); !noted) return noted.error();
   auto applied = read_applied();
   if (applied && *applied) facts.previous = std::move(**applied);  // a broken one counts as none
+  return facts;
+}
+
+Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
+  auto facts = gather_public_facts();
+  if (!facts) return facts;
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  auto changes = SystemChanges::load();
+  if (!changes) return changes.error();
+  for (const auto& [ip, ifindex] : changes->addresses()) facts->placed.insert(ip);
+  if (auto noted = note_attached(*netlink, attachments, *facts); !noted) return noted.error();
   return facts;
 }
 
@@ -321,8 +343,8 @@ Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& program
     return removed.error();
   if (auto noted = note_integrity(rulesets.entries()); !noted) return noted.error();
   const std::string applied = plan.applied.to_json();
-  if (auto kept = write_file_atomic(paths::kLastClasses, applied); !kept) return kept.error();
-  if (auto written = write_file_atomic(paths::kAppliedClasses, applied); !written) return written.error();
+  if (auto kept = write_reserved(paths::kLastClasses, applied); !kept) return kept.error();
+  if (auto written = write_reserved(paths::kAppliedClasses, applied); !written) return written.error();
   return settled;
 }
 
@@ -332,6 +354,7 @@ Result<std::size_t> tear_down() {
   if (auto ours = refuse_other_layout(); !ours) return ours.error();
 
   // Before anything goes: classified traffic is dropped from here on.
+  if (auto restored = restore_links(*netlink); !restored) return restored.error();
   std::uint32_t mark_mask = kDefaultMarkMask;
   if (auto node = read_node()) {
     mark_mask = node->mark_mask;
@@ -340,31 +363,38 @@ Result<std::size_t> tear_down() {
     if (!map) return map.error();
     if (auto set = map->set(0, *node); !set) return set.error();
   }
-  std::filesystem::remove(paths::kAppliedClasses);
-  std::filesystem::remove(paths::kAppliedConfig);
 
-  if (auto removed = remove_tunnel(*netlink, mark_mask); !removed) return removed.error();
-  for (const std::string& pin : nexthop_pins())
-    if (auto removed = remove_link(pin); !removed) return removed.error();
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
-  if (auto removed = changes->remove_addresses_except(*netlink, {}); !removed) return removed.error();
-  if (auto restored = changes->restore_sysctls(); !restored) return restored.error();
-  if (auto removed = remove_nft(); !removed) return removed.error();
+  AllErrors errors;
+  for (const char* file : {paths::kAppliedClasses, paths::kAppliedConfig})
+    if (::unlink(file) != 0 && errno != ENOENT) errors.add(system_error("cannot remove", file, errno));
+  errors.add(remove_tunnel(*netlink, mark_mask));
+  for (const std::string& pin : nexthop_pins()) errors.add(remove_link(pin));
+  if (auto changes = SystemChanges::load()) {
+    errors.add(changes->remove_addresses_except(*netlink, {}));
+    errors.add(changes->restore_sysctls());
+  } else {
+    errors.add(changes.error());
+  }
+  errors.add(remove_nft());
 
   // Pods whose veth is gone are no reason to stay.
   for (const Attachment& attachment : list_attachments()) {
     if (is_alive(*netlink, attachment)) continue;
-    if (auto detached = detach_pod(attachment); !detached) return detached.error();
-    if (auto forgotten = remove_attachment(attachment.key); !forgotten) return forgotten.error();
+    auto detached = detach_pod(attachment);
+    errors.add(detached ? remove_attachment(attachment.key) : detached);
   }
+  // The next try needs what says what is left.
+  if (auto all = errors.status(); !all) return all.error();
   if (const std::size_t pods = classified_interfaces(); pods != 0) return pods;
-  if (auto removed = remove_pins(); !removed) return removed.error();
+  errors.add(remove_pins());
   for (const char* folder : {paths::kRunDir, paths::kLibDir}) {
     std::error_code ec;
     std::filesystem::remove_all(folder, ec);
-    if (ec) return system_error("cannot remove", folder, ec.value());
+    std::error_code unknown;  // under the unit they are mount points, which stay when all in them is gone
+    if (ec && !std::filesystem::is_empty(folder, unknown))
+      errors.add(system_error("cannot remove", folder, ec.value()));
   }
+  if (auto all = errors.status(); !all) return all.error();
   return std::size_t{0};
 }
 

@@ -19,6 +19,8 @@ struct Reclassed {
   std::string before;
 };
 
+/// Of what make_plan() needs to know, all that anybody may read: addresses, interfaces, and what is applied.
+Result<NodeFacts> gather_public_facts();
 /// What make_plan() needs to know, read from the kernel and the state folder. `attachments`: all that there are, here
 /// as below.
 Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments);
@@ -34,6 +36,10 @@ Result<RulesetChange> fit(const Plan& plan);
 Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& programs, RulesetChange rulesets,
                                        const std::vector<Attachment>& attachments);
 
+/// Where the link of nexthop_in on an interface is pinned.
+std::string nexthop_pin(int ifindex);
+
+/// Every step is tried, and the error says all that failed; then what another try needs is still there.
 /// Removes everything of ours, except that pods with a class keep their classifier, which drops what it would have
 /// steered. Returns how many such pods there are.
 Result<std::size_t> tear_down();

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/plan_maps.h"
 
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <iterator>
 
 #include "core/mark.h"
 #include "datapath/maps.h"
@@ -126,6 +131,10 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
   node.bypass_mark = bypass_mark(plan.mark_mask);
   auto map = open_node_map();
   if (!map) return map.error();
+  if (auto before = map->find(0); before && *before) std::ranges::copy((*before)->passed, std::begin(node.passed));
+  while (node.passed[0] == 0)
+    if (::getrandom(node.passed, sizeof(node.passed), 0) != sizeof(node.passed))
+      return system_error("cannot get random bytes", "getrandom", errno);
   return map->set(0, node);
 }
 

@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -11,9 +12,13 @@
 #include "cni/codes.h"
 #include "core/mark.h"
 #include "datapath/bpf_link.h"
+#include "datapath/bpf_object.h"
+#include "datapath/cookie_map.h"
+#include "datapath/device_program.h"
 #include "datapath/expedite.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
+#include "util/all_errors.h"
 
 namespace egressclass {
 namespace {
@@ -52,22 +57,42 @@ Error check_error(const Attachment& attachment, const std::string& what) {
                    std::to_string(attachment.host_ifindex) + "); restart the pod"};
 }
 
-Result<Fd> open_classifier() {
-  const std::string path = std::string(paths::kProgramPins) + "/classify";
+Result<Fd> open_program(const char* name) {
+  const std::string path = std::string(paths::kProgramPins) + "/" + name;
   Fd program(bpf_obj_get(path.c_str()));
-  if (!program) return system_error("cannot open the classifier", path, errno, "has `egressctl apply` run?");
+  if (!program) return system_error("cannot open the BPF program", path, errno, "has `egressctl apply` run?");
   return program;
+}
+Result<Fd> open_classifier() { return open_program("classify"); }
+Result<Fd> open_second_classifier() { return open_program("classify_again"); }
+
+/// The maps by which the classifier decides.
+constexpr std::array kClassifierMaps = {"node",  "attachments", "endpoints", "classes",
+                                        "rules", "ports",       "gateways",  "flows"};
+
+/// After a pin was lost and made anew, a program that was loaded before has another map than who writes to the pin.
+Result<bool> uses_pinned_maps(const Fd& program) {
+  auto used = maps_of_program(program.get());
+  if (!used) return used.error();
+  for (const char* name : kClassifierMaps) {
+    auto pinned = pinned_map_id(std::string(paths::kMapPins) + "/" + name);
+    if (!pinned) return pinned.error();
+    if (!used->contains(*pinned)) return false;
+  }
+  return true;
 }
 
 Status attach_steps(const Attachment& attachment) {
   auto program = open_classifier();
   if (!program) return program.error();
+  auto second = open_second_classifier();
+  if (!second) return second.error();
+  const auto id = program_id(program->get());
+  if (!id) return id.error();
   auto endpoints = open_endpoints_map();
   if (!endpoints) return endpoints.error();
   auto attachments = open_attachments_map();
   if (!attachments) return attachments.error();
-  auto netlink = Netlink::open();
-  if (!netlink) return netlink.error();
 
   // The entries come first: a classifier without its entry drops, and one with it is complete.
   const auto ifindex = static_cast<__u32>(attachment.host_ifindex);
@@ -78,6 +103,7 @@ Status attach_steps(const Attachment& attachment) {
     const Expedite expedite;
     if (auto done = attach_link(program->get(), attachment.host_ifindex, Hook::kIngress, link_pin(attachment)); !done)
       return done;
+    if (auto held = hold_program(second->get(), attachment.host_ifindex, *id); !held) return held;
   }
   return check_pod(attachment);
 }
@@ -87,8 +113,8 @@ bool is_there(const char* path) { return ::access(path, F_OK) == 0 || (errno != 
 }  // namespace
 
 bool pod_datapath_ready() {
-  return open_classifier() && open_endpoints_map() && open_attachments_map() && open_classes_map() &&
-         is_there(paths::kLinkPins);
+  return open_classifier() && open_second_classifier() && open_endpoints_map() && open_attachments_map() &&
+         open_classes_map() && is_there(paths::kLinkPins);
 }
 
 bool state_exists() { return is_there(paths::kMapPins) || is_there(paths::kAttachments); }
@@ -108,77 +134,74 @@ bool has_map(const char* name) { return is_there((std::string(paths::kMapPins) +
 
 /// Classifier and entry of the host veth, if they are this attachment's.
 Status detach_veth(const Attachment& attachment) {
-  auto attachments = open_attachments_map();
+  auto attachments = open_attachment_cookies();
   if (!attachments) return attachments.error();
   const auto ifindex = static_cast<__u32>(attachment.host_ifindex);
   auto entry = attachments->find(ifindex);
   if (!entry) return entry.error();
-  if (!*entry || (*entry)->cookie != attachment.cookie()) return Ok{};
+  if (*entry != attachment.cookie()) return Ok{};
 
   const std::string pin = link_pin(attachment);
   auto link = read_link(pin);
   if (!link) return link.error();
-  // A live link is bound to the device itself, so this is our veth, and no later one with the same ifindex.
-  if (*link && (*link)->ifindex == attachment.host_ifindex) {
+  auto second = open_second_classifier();
+  const auto held = second ? holds_program(second->get(), attachment.host_ifindex) : Result<bool>(false);
+  if (!held) return held.error();
+  // Both are bound to the device itself, so this is our veth, and no later one with the same ifindex.
+  if (*held || (*link && (*link)->ifindex == attachment.host_ifindex)) {
     auto netlink = Netlink::open();
     if (!netlink) return netlink.error();
     auto down = netlink->set_up(attachment.host_ifindex, false);
     auto still_there = netlink->link(attachment.host_ifindex);
     if (!down && still_there && *still_there) return down;
+    if (second)  // without its pin it stays on, until the interface goes
+      if (auto released = release_program(second->get(), attachment.host_ifindex); !released) return released;
   }
   if (auto removed = remove_link(pin); !removed) return removed;
   return attachments->erase(ifindex);
 }
 
 Status forget_endpoints(const Attachment& attachment) {
-  auto endpoints = open_endpoints_map();
+  auto endpoints = open_endpoint_cookies();
   if (!endpoints) return endpoints.error();
   for (const Ip& ip : attachment.addresses) {
     auto endpoint = endpoints->find(to_ec(ip));
     if (!endpoint) return endpoint.error();
-    if (!*endpoint || (*endpoint)->cookie != attachment.cookie()) continue;
+    if (*endpoint != attachment.cookie()) continue;
     if (auto erased = endpoints->erase(to_ec(ip)); !erased) return erased;
   }
   return Ok{};
-}
-
-/// The keys of those entries in `map` that carry the cookie.
-template <class Key, class Value>
-Result<std::vector<Key>> keys_with_cookie(Result<BpfMap<Key, Value>> map, std::uint64_t cookie) {
-  if (!map) return map.error();
-  auto keys = map->keys();
-  if (!keys) return keys.error();
-  std::erase_if(*keys, [&](const Key& key) {
-    auto entry = map->find(key);
-    return !entry || !*entry || (*entry)->cookie != cookie;
-  });
-  return keys;
 }
 
 }  // namespace
 
 Status detach_pod(const Attachment& attachment) {
   const Expedite expedite;
-  if (has_map("attachments")) {
-    if (auto detached = detach_veth(attachment); !detached) return detached;
-  } else if (auto link = read_link(link_pin(attachment)); link && *link && (*link)->ifindex != 0) {
-    return make_error(
-        "cannot tell whether a classifier is this attachment's",
-        link_pin(attachment) + " is live, but the map `attachments` is not pinned; run `egressctl apply`");
-  }
-  return has_map("endpoints") ? forget_endpoints(attachment) : Ok{};
+  AllErrors errors;
+  if (has_map("attachments"))
+    errors.add(detach_veth(attachment));
+  else if (auto link = read_link(link_pin(attachment)); link && *link && (*link)->ifindex != 0)
+    errors.add(
+        make_error("cannot tell whether a classifier is this attachment's",
+                   link_pin(attachment) + " is live, but the map `attachments` is not pinned; run `egressctl apply`"));
+  if (has_map("endpoints")) errors.add(forget_endpoints(attachment));
+  return errors.status();
 }
 
 Result<std::optional<Attachment>> recover_attachment(const std::string& key) {
   Attachment found;
   found.key = key;
   if (has_map("attachments")) {
-    auto ifindexes = keys_with_cookie(open_attachments_map(), found.cookie());
+    auto map = open_attachment_cookies();
+    if (!map) return map.error();
+    auto ifindexes = map->keys_with(found.cookie());
     if (!ifindexes) return ifindexes.error();
     for (const __u32 ifindex : *ifindexes) found.host_ifindex = static_cast<int>(ifindex);
   }
   if (has_map("endpoints")) {
-    auto ips = keys_with_cookie(open_endpoints_map(), found.cookie());
+    auto map = open_endpoint_cookies();
+    if (!map) return map.error();
+    auto ips = map->keys_with(found.cookie());
     if (!ips) return ips.error();
     for (const ec_ip& ip : *ips) found.addresses.push_back(from_ec(ip));
   }
@@ -201,6 +224,16 @@ Status check_pod(const Attachment& attachment) {
   auto expected = program_id(classifier->get());
   if (!expected) return expected.error();
   if ((*link)->program_id != *expected) return check_error(attachment, "another program sits in the classifier's link");
+  auto same_maps = uses_pinned_maps(*classifier);
+  if (!same_maps) return same_maps.error();
+  if (!*same_maps)
+    return Error{codes::kCheckFailed, "the egress class of the pod is not in force",
+                 "the classifier has other maps than those that are pinned; run `egressctl apply`"};
+  auto second = open_second_classifier();
+  if (!second) return second.error();
+  auto held = holds_program(second->get(), attachment.host_ifindex);
+  if (!held) return held.error();
+  if (!*held) return check_error(attachment, "the second classifier is not on the host veth");
 
   // An apply that was killed half-way may have given the id to another class.
   auto classes = open_classes_map();

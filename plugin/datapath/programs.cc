@@ -9,13 +9,20 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <set>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "datapath/bpf_link.h"
+#include "datapath/bpf_object.h"
+#include "datapath/device_program.h"
+#include "datapath/expedite.h"
 #include "datapath/load_failure.h"
 #include "datapath/maps.h"
 #include "util/c_handle.h"
@@ -71,65 +78,90 @@ Result<Skeleton> load() {
   return skeleton;
 }
 
-bool same_program(int a, int b) {
+/// The kernel's hash of a program's code does not cover the maps that it holds. `pinned`: ids of maps; each program has
+/// further ones, of constants.
+bool same_program(int a, int b, const std::set<std::uint32_t>& pinned) {
   bpf_prog_info first{};
   bpf_prog_info second{};
   __u32 first_size = sizeof(first);
   __u32 second_size = sizeof(second);
-  return bpf_obj_get_info_by_fd(a, &first, &first_size) == 0 && bpf_obj_get_info_by_fd(b, &second, &second_size) == 0 &&
-         std::equal(std::begin(first.tag), std::end(first.tag), std::begin(second.tag));
+  auto first_maps = maps_of_program(a);
+  auto second_maps = maps_of_program(b);
+  if (!first_maps || !second_maps || bpf_obj_get_info_by_fd(a, &first, &first_size) != 0 ||
+      bpf_obj_get_info_by_fd(b, &second, &second_size) != 0)
+    return false;
+  for (auto* maps : {&*first_maps, &*second_maps})
+    std::erase_if(*maps, [&](std::uint32_t id) { return !pinned.contains(id); });
+  return std::equal(std::begin(first.tag), std::end(first.tag), std::begin(second.tag)) && *first_maps == *second_maps;
 }
 
 /// The pinned program is replaced by `program`, unless the two are the same.
-Status pin_program(const bpf_program* program) {
+Status pin_program(const bpf_program* program, const std::set<std::uint32_t>& maps) {
   const std::string pin = std::string(paths::kProgramPins) + "/" + bpf_program__name(program);
   const Fd pinned(bpf_obj_get(pin.c_str()));
-  if (pinned && same_program(pinned.get(), bpf_program__fd(program))) return Ok{};
+  if (pinned && same_program(pinned.get(), bpf_program__fd(program), maps)) return Ok{};
   if (pinned && ::unlink(pin.c_str()) != 0) return system_error("cannot replace the pin", pin, errno);
   if (bpf_obj_pin(bpf_program__fd(program), pin.c_str()) != 0) return system_error("cannot pin program", pin, errno);
   return Ok{};
 }
 
-template <class Info>
-std::uint32_t id_of(const std::string& pin, std::uint32_t Info::*id) {
+std::uint32_t pinned_program_id(const std::string& pin) {
   const Fd fd(bpf_obj_get(pin.c_str()));
-  Info info{};
-  __u32 size = sizeof(info);
-  return fd && bpf_obj_get_info_by_fd(fd.get(), &info, &size) == 0 ? info.*id : 0;
+  auto id = program_id(fd.get());
+  return id ? *id : 0;
 }
 
-/// Which build was loaded, and the kernel's numbers of all that is pinned.
-std::string describe_pinned() {
+/// Paths in a folder of pins.
+std::vector<std::string> pins_in(const char* folder) {
+  std::vector<std::string> pins;
+  for (const std::string& name : names_in(folder)) pins.push_back(std::string(folder) + "/" + name);
+  return pins;
+}
+
+/// Which build is this.
+std::string build_line() {
   std::size_t size = 0;
   const void* object = egressclass_bpf__elf_bytes(&size);
-  const auto build = std::hash<std::string_view>()({static_cast<const char*>(object), size});
-  std::set<std::string> lines;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kMapPins, ec))
-    lines.insert(entry.path().string() + " " + std::to_string(id_of(entry.path(), &bpf_map_info::id)));
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kProgramPins, ec))
-    lines.insert(entry.path().string() + " " + std::to_string(id_of(entry.path(), &bpf_prog_info::id)));
-  std::string text = std::to_string(build) + "\n";
-  for (const std::string& line : lines) text += line + "\n";
+  return std::to_string(std::hash<std::string_view>()({static_cast<const char*>(object), size})) + "\n";
+}
+
+/// The kernel's numbers of all that is pinned.
+std::string describe_pinned() {
+  std::string text;
+  for (const std::string& pin : pins_in(paths::kMapPins)) {
+    auto id = pinned_map_id(pin);
+    text += pin + " " + std::to_string(id ? *id : 0) + "\n";
+  }
+  for (const std::string& pin : pins_in(paths::kProgramPins))
+    text += pin + " " + std::to_string(pinned_program_id(pin)) + "\n";
   return text;
 }
 
-/// Verifying programs takes most of the time that an apply of a small change has, so it is done when there is a reason.
-bool is_pinned_already() {
+std::string noted_at_loading() {
   constexpr std::size_t kMaxBytes = 64U << 10U;
   auto noted = read_file(paths::kPrograms, kMaxBytes);
-  return noted && *noted && **noted == describe_pinned();
+  return noted ? noted->value_or("") : "";
 }
+
+/// Verifying programs takes most of the time that an apply of a small change has, so it is done when there is a reason.
+bool is_pinned_already() { return noted_at_loading() == build_line() + describe_pinned(); }
 
 Status load_and_pin() {
   std::error_code ec;
   std::filesystem::remove(paths::kPrograms, ec);
   auto skeleton = load();
   if (!skeleton) return skeleton.error();
+  std::set<std::uint32_t> maps;
+  for (const std::string& pin : pins_in(paths::kMapPins)) {
+    auto id = pinned_map_id(pin);
+    if (!id) return id.error();
+    maps.insert(*id);
+  }
   const auto& progs = (*skeleton)->progs;
-  for (const bpf_program* program : {progs.classify, progs.tunnel_in, progs.tunnel_out, progs.nexthop_in})
-    if (auto pinned = pin_program(program); !pinned) return pinned;
-  return write_file_atomic(paths::kPrograms, describe_pinned(), 0600);
+  for (const bpf_program* program :
+       {progs.classify, progs.classify_again, progs.tunnel_in, progs.tunnel_out, progs.nexthop_in})
+    if (auto pinned = pin_program(program, maps); !pinned) return pinned;
+  return write_file_atomic(paths::kPrograms, build_line() + describe_pinned(), 0600);
 }
 
 Result<Fd> open_program(const std::string& name) {
@@ -139,7 +171,36 @@ Result<Fd> open_program(const std::string& name) {
   return program;
 }
 
+/// The ifindex of the pod's host veth; no value: the pin is not of a pod's link.
+std::optional<int> ifindex_of_pin(const std::string& pin) {
+  const std::string name = pin.substr(pin.rfind('/') + 1);
+  int ifindex = 0;
+  const auto [end, err] = std::from_chars(name.data(), name.data() + name.size(), ifindex);
+  return err == std::errc() && end == name.data() + name.size() ? std::optional<int>(ifindex) : std::nullopt;
+}
+
+/// By the pins, since records can be lost.
+Status replace_in_pods(const Programs& programs) {
+  const auto classifier = program_id(programs.classify.get());
+  if (!classifier) return classifier.error();
+  for (const std::string& pin : pins_in(paths::kLinkPins)) {
+    const auto ifindex = ifindex_of_pin(pin);
+    if (!ifindex) continue;
+    auto link = read_link(pin);
+    if (!link) return link.error();
+    if (!*link || (*link)->ifindex != *ifindex) continue;  // its veth is gone; DEL will follow
+    if (auto done = attach_link(programs.classify.get(), *ifindex, Hook::kIngress, pin); !done) return done;
+    if (auto held = hold_program(programs.classify_again.get(), *ifindex, *classifier); !held) return held;
+  }
+  return Ok{};
+}
+
 }  // namespace
+
+bool pins_are_intact() {
+  const std::string noted = noted_at_loading();
+  return !noted.empty() && noted.substr(noted.find('\n') + 1) == describe_pinned();
+}
 
 Status refuse_other_layout() {
   const std::string path = std::string(paths::kMapPins) + "/node";
@@ -159,13 +220,15 @@ Status refuse_other_layout() {
                         "; nothing was changed; run `egressctl down` of the version that pinned them");
 }
 
-Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
+Result<Programs> install_programs() {
   if (auto made = make_pin_folders(); !made) return made.error();
   if (auto same = refuse_other_layout(); !same) return same.error();
   if (!is_pinned_already())
     if (auto pinned = load_and_pin(); !pinned) return pinned.error();
   auto classify = open_program("classify");
   if (!classify) return classify.error();
+  auto classify_again = open_program("classify_again");
+  if (!classify_again) return classify_again.error();
   auto tunnel_in = open_program("tunnel_in");
   if (!tunnel_in) return tunnel_in.error();
   auto tunnel_out = open_program("tunnel_out");
@@ -173,18 +236,11 @@ Result<Programs> install_programs(const std::vector<Attachment>& attachments) {
   auto nexthop_in = open_program("nexthop_in");
   if (!nexthop_in) return nexthop_in.error();
 
-  const auto classifier = program_id(classify->get());
-  if (!classifier) return classifier.error();
-  for (const Attachment& attachment : attachments) {
-    const std::string pin = std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex);
-    auto link = read_link(pin);
-    if (!link) return link.error();
-    if (!*link || (*link)->ifindex != attachment.host_ifindex) continue;  // its veth is gone; DEL will follow
-    if ((*link)->program_id == *classifier) continue;
-    if (auto done = attach_link(classify->get(), attachment.host_ifindex, Hook::kIngress, pin); !done)
-      return done.error();
-  }
-  return Programs{std::move(*classify), std::move(*tunnel_in), std::move(*tunnel_out), std::move(*nexthop_in)};
+  Programs programs{std::move(*classify), std::move(*classify_again), std::move(*tunnel_in), std::move(*tunnel_out),
+                    std::move(*nexthop_in)};
+  const Expedite expedite;
+  if (auto replaced = replace_in_pods(programs); !replaced) return replaced.error();
+  return programs;
 }
 
 Status remove_pins() {

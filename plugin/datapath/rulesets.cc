@@ -1,13 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/rulesets.h"
 
+#include <array>
+
 #include "datapath/maps.h"
 
 namespace egressclass {
 
+namespace {
+
+/// 0.0.0.0/0 and ::/0.
+const std::array<Prefix, 2> kEverything = {Prefix{*Ip::parse("0.0.0.0"), 96}, Prefix{*Ip::parse("::"), 0}};
+
+}  // namespace
+
 ec_rule_key RulesetChange::key_of(std::uint32_t number, const Prefix& prefix) {
   return ec_rule_key{
       .prefixlen = 32 + prefix.length, .tree = EC_TREE(number, prefix.ip.is_v4() ? 1U : 0U), .ip = to_ec(prefix.ip)};
+}
+
+/// A ruleset with a fixed number.
+RulesetChange::Ruleset RulesetChange::listing(const std::set<Prefix>& prefixes) {
+  Ruleset listed;
+  for (const Prefix& prefix : prefixes) listed[prefix] = {EC_BYPASS, 0};
+  for (const Prefix& everything : kEverything) listed.try_emplace(everything, Rule{EC_OTHERWISE, 0});
+  return listed;
 }
 
 Status RulesetChange::read() {
@@ -26,6 +43,7 @@ Result<RulesetChange::Ruleset> RulesetChange::wanted_by(const PlannedClass& c) {
     wanted[destination.prefix] = {EC_STEER, *port_set};
   }
   for (const Prefix& prefix : c.except) wanted[prefix] = {EC_BYPASS};
+  for (const Prefix& everything : kEverything) wanted.try_emplace(everything, Rule{EC_OTHERWISE, 0});
   return wanted;
 }
 
@@ -59,13 +77,12 @@ Result<RulesetChange> RulesetChange::prepare(const Plan& plan) {
   auto ports = PortSets::load();
   if (!ports) return ports.error();
   RulesetChange change(std::move(*rules), std::move(*ports));
-  change.never_ = plan.never_steered;
-  change.senders_ = plan.senders;
+  change.fixed_ = {{EC_RULESET_NEVER, listing(plan.never_steered)}, {EC_RULESET_SENDERS, listing(plan.senders)}};
   if (auto read = change.read(); !read) return read.error();
   if (auto chosen = change.choose_numbers(plan); !chosen) return chosen.error();
 
-  std::size_t total = plan.never_steered.size() + plan.senders.size();
-  for (const auto* rulesets : {&change.present_, &change.coming_})
+  std::size_t total = 0;
+  for (const auto* rulesets : {&change.fixed_, &change.present_, &change.coming_})
     for (const auto& [number, ruleset] : *rulesets) total += ruleset.size();
   if (total > EC_MAX_RULES)
     return make_error("too many prefixes", "the map `rules` holds " + std::to_string(EC_MAX_RULES) +
@@ -80,23 +97,24 @@ Status RulesetChange::set_all(std::uint32_t number, const Ruleset& wanted) const
 }
 
 /// For rulesets with fixed numbers: first what comes, then what goes.
-Status RulesetChange::change_in_place(std::uint32_t number, const std::set<Prefix>& prefixes) const {
+Status RulesetChange::change_in_place(std::uint32_t number, const Ruleset& wanted) const {
   const Ruleset none;
   const auto found = present_.find(number);
   const Ruleset& present = found == present_.end() ? none : found->second;
-  for (const Prefix& prefix : prefixes)
-    if (const auto rule = present.find(prefix); rule == present.end() || rule->second != Rule{EC_BYPASS, 0})
-      if (auto set = rules_.set(key_of(number, prefix), {EC_BYPASS, 0}); !set) return set;
+  Ruleset coming;
+  for (const auto& [prefix, rule] : wanted)
+    if (const auto old = present.find(prefix); old == present.end() || old->second != rule) coming[prefix] = rule;
+  if (auto set = set_all(number, coming); !set) return set;
   for (const auto& [prefix, rule] : present)
-    if (!prefixes.contains(prefix))
+    if (!wanted.contains(prefix))
       if (auto erased = rules_.erase(key_of(number, prefix)); !erased) return erased;
   return Ok{};
 }
 
 Status RulesetChange::write() {
   if (auto written = ports_.write(); !written) return written;
-  if (auto done = change_in_place(EC_RULESET_NEVER, never_); !done) return done;
-  if (auto done = change_in_place(EC_RULESET_SENDERS, senders_); !done) return done;
+  for (const auto& [number, wanted] : fixed_)
+    if (auto done = change_in_place(number, wanted); !done) return done;
   for (const auto& [number, wanted] : coming_)
     if (auto written = set_all(number, wanted); !written) return written;
   return Ok{};
@@ -124,13 +142,10 @@ Status RulesetChange::remove_unused() const {
 
 std::vector<std::pair<ec_rule_key, ec_rule>> RulesetChange::entries() const {
   std::vector<std::pair<ec_rule_key, ec_rule>> entries;
-  for (const auto& [number, prefixes] :
-       {std::pair(EC_RULESET_NEVER, &never_), std::pair(EC_RULESET_SENDERS, &senders_)})
-    for (const Prefix& prefix : *prefixes) entries.push_back({key_of(number, prefix), {EC_BYPASS, 0}});
   const std::set<std::uint32_t> used = used_numbers();
-  for (const auto* rulesets : {&present_, &coming_})
+  for (const auto* rulesets : {&fixed_, &present_, &coming_})
     for (const auto& [number, ruleset] : *rulesets)
-      if (used.contains(number))
+      if (rulesets == &fixed_ || used.contains(number))
         for (const auto& [prefix, rule] : ruleset)
           entries.push_back({key_of(number, prefix), {rule.verdict, rule.port_set}});
   return entries;

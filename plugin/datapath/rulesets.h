@@ -42,19 +42,19 @@ class RulesetChange {
 
   RulesetChange(Rules rules, PortSets ports) : rules_(std::move(rules)), ports_(std::move(ports)) {}
   std::set<std::uint32_t> used_numbers() const;
+  static Ruleset listing(const std::set<Prefix>& prefixes);
   static ec_rule_key key_of(std::uint32_t number, const Prefix& prefix);
   Status read();
   Result<Ruleset> wanted_by(const PlannedClass& c);
   Status choose_numbers(const Plan& plan);
   Status set_all(std::uint32_t number, const Ruleset& wanted) const;
-  Status change_in_place(std::uint32_t number, const std::set<Prefix>& prefixes) const;
+  Status change_in_place(std::uint32_t number, const Ruleset& wanted) const;
 
   Rules rules_;
   PortSets ports_;
   std::map<std::uint32_t, Ruleset> present_;
   std::map<std::uint32_t, Ruleset> coming_;
-  std::set<Prefix> never_;
-  std::set<Prefix> senders_;
+  std::map<std::uint32_t, Ruleset> fixed_;  // EC_RULESET_NEVER, EC_RULESET_SENDERS
   std::map<std::string, std::uint32_t> numbers_;
 };
 

@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
+#include <iterator>
 
 #include "datapath/paths.h"
+#include "util/all_errors.h"
 #include "util/fd.h"
 #include "util/file.h"
 #include "util/json.h"
+#include "util/spare_file.h"
 
 namespace egressclass {
 namespace {
@@ -63,7 +65,7 @@ Status SystemChanges::save() const {
   std::map<std::string, int> addresses;
   for (const auto& [ip, ifindex] : addresses_) addresses[ip.str()] = ifindex;
   const Json json = {{"sysctls", sysctls_}, {"addresses", addresses}};
-  return write_file_atomic(paths::kSystemChanges, dump_json(json) + "\n", 0600);
+  return write_reserved(paths::kSystemChanges, dump_json(json) + "\n", 0600);
 }
 
 Status SystemChanges::set_sysctl(const std::string& name, const std::string& value) {
@@ -81,9 +83,8 @@ Status SystemChanges::forward_ipv6() {
   if (!forwarding) return forwarding.error();
   if (*forwarding == "1") return Ok{};
   // A router takes no notice of advertisements, unless it is told to (Documentation/networking/ip-sysctl: accept_ra).
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(sysctl_path(conf), ec)) {
-    const std::string name = conf + entry.path().filename().string() + "/accept_ra";
+  for (const std::string& interface : names_in(sysctl_path(conf))) {
+    const std::string name = conf + interface + "/accept_ra";
     if (auto accepts = read_sysctl(name); accepts && *accepts == "1")
       if (auto set = set_sysctl(name, "2"); !set) return set;
   }
@@ -112,28 +113,36 @@ Status SystemChanges::place_addresses(const Netlink& netlink, const std::map<Ip,
 }
 
 Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted) {
+  AllErrors errors;
   const std::size_t before = addresses_.size();
   for (auto it = addresses_.begin(); it != addresses_.end();) {
     if (wanted.contains(it->first)) {
       ++it;
       continue;
     }
-    if (auto deleted = netlink.delete_address(it->second, it->first); !deleted) return deleted;
-    it = addresses_.erase(it);
+    auto deleted = netlink.delete_address(it->second, it->first);
+    errors.add(deleted);
+    it = deleted ? addresses_.erase(it) : std::next(it);
   }
-  return addresses_.size() == before ? Ok{} : save();
+  if (addresses_.size() != before) errors.add(save());
+  return errors.status();
 }
 
 Status SystemChanges::restore_sysctls() {
   // Whoever made the node a router since (the CNI) relies on every interface.
   auto router = read_sysctl("net/ipv4/conf/all/forwarding");
   const bool keep_forwarding = router && *router == "1";
-  for (const auto& [name, value] : sysctls_)
-    if (std::filesystem::exists(sysctl_path(name)) &&
-        !(keep_forwarding && name.starts_with("net/ipv4/") && name.ends_with("/forwarding")))
-      if (auto written = write_sysctl(name, value); !written) return written;
-  sysctls_.clear();
-  return save();
+  AllErrors errors;
+  std::erase_if(sysctls_, [&](const auto& sysctl) {
+    const auto& [name, value] = sysctl;
+    const bool is_gone = ::access(sysctl_path(name).c_str(), F_OK) != 0;
+    if (is_gone || (keep_forwarding && name.starts_with("net/ipv4/") && name.ends_with("/forwarding"))) return true;
+    auto written = write_sysctl(name, value);
+    errors.add(written);
+    return static_cast<bool>(written);
+  });
+  errors.add(save());
+  return errors.status();
 }
 
 }  // namespace egressclass

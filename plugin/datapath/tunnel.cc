@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/tunnel.h"
 
+#include <arpa/inet.h>
 #include <linux/fib_rules.h>
+#include <linux/if_link.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netlink/errno.h>
+#include <netlink/msg.h>
 #include <netlink/route/link.h>
 #include <netlink/route/link/vxlan.h>
 #include <netlink/route/nexthop.h>
@@ -21,6 +24,7 @@
 #include "datapath/bpf_link.h"
 #include "datapath/paths.h"
 #include "datapath/system_changes.h"
+#include "util/all_errors.h"
 
 namespace egressclass {
 namespace {
@@ -61,19 +65,27 @@ Result<bool> is_as_wanted(const Netlink& netlink, const Link& link, const Plan& 
   return rtnl_link_vxlan_get_collect_metadata(raw) == 1 && port == plan.tunnel_port;
 }
 
+/// The message is built here, since libnl sends the port as four bytes, of which the kernel says so in its log.
 Status create_device(const Netlink& netlink, const Plan& plan, unsigned mtu) {
-  const LinkHandle link(rtnl_link_vxlan_alloc());
-  rtnl_link_set_name(link.get(), kDevice);
-  rtnl_link_vxlan_set_port(link.get(), plan.tunnel_port);
-  rtnl_link_vxlan_set_collect_metadata(link.get(), 1);
-  rtnl_link_vxlan_set_learning(link.get(), 0);
-  rtnl_link_set_mtu(link.get(), mtu);
-  rtnl_link_set_flags(link.get(), IFF_NOARP);  // the programs write the MAC addresses
-  CHandle<nl_addr, nl_addr_put> address(nl_addr_build(AF_LLC, kDeviceMac.data(), kDeviceMac.size()));
-  rtnl_link_set_addr(link.get(), address.get());
-  if (const int err = rtnl_link_add(netlink.socket(), link.get(), NLM_F_CREATE | NLM_F_EXCL); err < 0)
-    return netlink_error("cannot create the tunnel device", kDevice, err);
-  return Ok{};
+  const CHandle<nl_msg, nlmsg_free> message(nlmsg_alloc_simple(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL));
+  if (!message) return make_error("cannot create the tunnel device", "no memory");
+  nl_msg* m = message.get();
+  ifinfomsg header{};
+  header.ifi_flags = header.ifi_change = IFF_NOARP;  // the programs write the MAC addresses
+  bool fits = nlmsg_append(m, &header, sizeof(header), NLMSG_ALIGNTO) == 0 &&
+              nla_put_string(m, IFLA_IFNAME, kDevice) == 0 && nla_put_u32(m, IFLA_MTU, mtu) == 0 &&
+              nla_put(m, IFLA_ADDRESS, kDeviceMac.size(), kDeviceMac.data()) == 0;
+  nlattr* info = nla_nest_start(m, IFLA_LINKINFO);
+  fits = fits && info != nullptr && nla_put_string(m, IFLA_INFO_KIND, "vxlan") == 0;
+  nlattr* data = nla_nest_start(m, IFLA_INFO_DATA);
+  fits = fits && data != nullptr && nla_put_u8(m, IFLA_VXLAN_COLLECT_METADATA, 1) == 0 &&
+         nla_put_u8(m, IFLA_VXLAN_LEARNING, 0) == 0 && nla_put_u16(m, IFLA_VXLAN_PORT, htons(plan.tunnel_port)) == 0;
+  if (!fits) return make_error("cannot create the tunnel device", "the message is too small");
+  nla_nest_end(m, data);
+  nla_nest_end(m, info);
+  int err = nl_send_auto(netlink.socket(), m);
+  if (err >= 0) err = nl_wait_for_ack(netlink.socket());
+  return err < 0 ? Status(netlink_error("cannot create the tunnel device", kDevice, err)) : Ok{};
 }
 
 /// A device that cannot listen on its port stays down: then another one, or a program, has the port.
@@ -87,9 +99,28 @@ Status set_device_up(const Netlink& netlink, int ifindex, const Plan& plan) {
   return error;
 }
 
-bool has_ipv6() { return static_cast<bool>(read_sysctl("net/ipv6/conf/all/forwarding")); }
+/// The kernel has IPv6 on no device that takes less (RFC 8200, 5).
+constexpr unsigned kIpv6MinimumMtu = 1280;
+constexpr unsigned kIpv4MinimumMtu = 68;  // RFC 791
 
-Status set_device_sysctls() {
+bool has_ipv6(unsigned mtu) {
+  return mtu >= kIpv6MinimumMtu && static_cast<bool>(read_sysctl("net/ipv6/conf/all/forwarding"));
+}
+
+/// Of the families that the plan wants in the tunnel.
+Status check_mtu(const Plan& plan, unsigned mtu) {
+  const bool wants_ipv6 = std::ranges::any_of(plan.classes, [](const PlannedClass& c) {
+    return std::ranges::any_of(c.hops, [](const PlannedHop& hop) { return hop.path != Path::kNextHop && hop.v6; });
+  });
+  const unsigned least = wants_ipv6 ? kIpv6MinimumMtu : kIpv4MinimumMtu;
+  if (mtu >= least) return Ok{};
+  return make_error("the uplink's MTU is too small for the tunnel",
+                    std::to_string(mtu) + " bytes are left of it, and " + (wants_ipv6 ? "IPv6" : "IPv4") + " needs " +
+                        std::to_string(least) + ": raise it by " + std::to_string(least - mtu) +
+                        (wants_ipv6 ? ", or give no class an IPv6 egress IP" : ""));
+}
+
+Status set_device_sysctls(unsigned mtu) {
   const std::string ipv4 = std::string("net/ipv4/conf/") + kDevice + "/";
   auto all = read_sysctl("net/ipv4/conf/all/rp_filter");
   if (!all) return all.error();
@@ -97,7 +128,7 @@ Status set_device_sysctls() {
   // over 1.
   if (auto set = write_sysctl(ipv4 + "rp_filter", *all == "0" ? "0" : "2"); !set) return set;
   if (auto set = write_sysctl(ipv4 + "forwarding", "1"); !set) return set;
-  if (!has_ipv6()) return Ok{};
+  if (!has_ipv6(mtu)) return Ok{};
   // Packets are routed there; but the device itself has nothing to say.
   const std::string ipv6 = std::string("net/ipv6/conf/") + kDevice + "/";
   if (auto set = write_sysctl(ipv6 + "addr_gen_mode", "1"); !set) return set;
@@ -144,8 +175,10 @@ RouteHandle last_route(int family) { return default_route(family, RTN_BLACKHOLE,
 
 bool is_absent(int err) { return err == -NLE_OBJ_NOTFOUND || err == -NLE_NOADDR; }
 
-/// Those that the kernel has.
-std::vector<int> families() { return has_ipv6() ? std::vector{AF_INET, AF_INET6} : std::vector{AF_INET}; }
+/// Those that the kernel has on a device with that MTU.
+std::vector<int> families(unsigned mtu) {
+  return has_ipv6(mtu) ? std::vector{AF_INET, AF_INET6} : std::vector{AF_INET};
+}
 
 Status ensure_return_route(const Netlink& netlink, int family, std::uint32_t mark_mask, int ifindex) {
   const RouteHandle last = last_route(family);
@@ -182,7 +215,7 @@ Result<unsigned> tunnel_mtu(const Netlink& netlink, const Plan& plan) {
     auto link = netlink.link(underlay->ifindex);
     if (!link) return link.error();
     if (!*link) return make_error("the uplink is gone", "ifindex " + std::to_string(underlay->ifindex));
-    mtu = std::min(mtu, (*link)->mtu - (underlay->ip.is_v4() ? kVxlanBytes : kVxlan6Bytes));
+    mtu = std::min(mtu, (*link)->mtu - std::min((*link)->mtu, underlay->ip.is_v4() ? kVxlanBytes : kVxlan6Bytes));
   }
   return mtu;
 }
@@ -195,6 +228,7 @@ const char* const kTunnelOutPin = "/sys/fs/bpf/egressclass/links/egress0-out";
 Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Programs& programs) {
   auto mtu = tunnel_mtu(netlink, plan);
   if (!mtu) return mtu.error();
+  if (auto enough = check_mtu(plan, *mtu); !enough) return enough.error();
 
   auto link = netlink.link(kDevice);
   if (!link) return link.error();
@@ -214,7 +248,7 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
   }
 
   const int ifindex = (*link)->ifindex;
-  if (auto set = set_device_sysctls(); !set) return set.error();
+  if (auto set = set_device_sysctls(*mtu); !set) return set.error();
   if (auto added = netlink.add_address(ifindex, *Ip::parse(kDummyAddress), AddressScope::kHost); !added)
     return added.error();
   // Programs before traffic: without tunnel_in a packet of any sender would be routed.
@@ -223,21 +257,19 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
   if (auto done = attach_link(programs.tunnel_out.get(), ifindex, Hook::kEgress, kTunnelOutPin); !done)
     return done.error();
   if (auto up = set_device_up(netlink, ifindex, plan); !up) return up.error();
-  for (const int family : families())
+  for (const int family : families(*mtu))
     if (auto routed = ensure_return_route(netlink, family, plan.mark_mask, ifindex); !routed) return routed.error();
   return Tunnel{ifindex, *mtu};
 }
 
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
-  for (const int family : families())
-    if (auto removed = remove_return_route(netlink, family, mark_mask); !removed) return removed;
+  AllErrors errors;
+  for (const int family : families(kIpv6MinimumMtu)) errors.add(remove_return_route(netlink, family, mark_mask));
   auto link = netlink.link(kDevice);
-  if (!link) return link.error();
-  if (*link && is_ours(**link))  // its route goes with it
-    if (auto deleted = netlink.delete_link((*link)->ifindex); !deleted) return deleted;
-  for (const char* pin : {kTunnelInPin, kTunnelOutPin})
-    if (auto removed = remove_link(pin); !removed) return removed;
-  return Ok{};
+  errors.add(link);
+  if (link && *link && is_ours(**link)) errors.add(netlink.delete_link((*link)->ifindex));  // its route goes with it
+  for (const char* pin : {kTunnelInPin, kTunnelOutPin}) errors.add(remove_link(pin));
+  return errors.status();
 }
 
 namespace {
@@ -272,9 +304,9 @@ bool routes_exist(const Netlink& netlink, int family, std::uint32_t mark_mask, i
 
 }  // namespace
 
-bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex) {
-  return std::ranges::all_of(families(),
-                             [&](int family) { return routes_exist(netlink, family, mark_mask, tunnel_ifindex); });
+bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, const Tunnel& tunnel) {
+  return std::ranges::all_of(families(tunnel.mtu),
+                             [&](int family) { return routes_exist(netlink, family, mark_mask, tunnel.ifindex); });
 }
 
 }  // namespace egressclass

@@ -25,7 +25,7 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask);
 
 /// Whether the rules and the route are in place.
-bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, int tunnel_ifindex);
+bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, const Tunnel& tunnel);
 
 /// Link pins of the two programs on egress0.
 extern const char* const kTunnelInPin;

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -36,6 +37,15 @@ Result<std::optional<std::string>> read_file(const std::string& path, std::size_
   auto content = read_all(fd.get(), path, max_bytes);
   if (!content) return content.error();
   return std::optional<std::string>(std::move(*content));
+}
+
+std::vector<std::string> names_in(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code ec;
+  for (std::filesystem::directory_iterator it(folder, ec), end; !ec && it != end; it.increment(ec))
+    names.push_back(it->path().filename());
+  std::ranges::sort(names);
+  return names;
 }
 
 Status write_file_atomic(const std::string& path, const std::string& content, unsigned mode) {

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <thread>
 
+#include "cni/codes.h"
 #include "datapath/paths.h"
 
 namespace egressclass {
@@ -30,8 +31,8 @@ Result<Fd> lock_file(const char* path, int operation, Clock::time_point deadline
     while (::flock(fd.get(), operation | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK && errno != EINTR) return system_error("cannot lock", path, errno);
       if (Clock::now() >= deadline)
-        return make_error("the node's state is locked",
-                          std::string(path) + ": another egressclass or egressctl holds it for too long");
+        return Error{codes::kTryAgainLater, "the node's state is locked",
+                     std::string(path) + ": another egressclass or egressctl holds it for too long"};
       std::this_thread::sleep_for(2ms);
     }
     struct stat ours {

@@ -12,7 +12,7 @@ namespace egressclass {
 
 enum class LockMode { kShared, kExclusive };
 
-/// Waits at most `timeout_ms`. The lock ends with the descriptor, so also with the process.
+/// Waits at most `timeout_ms`: kTryAgainLater. The lock ends with the descriptor, so also with the process.
 Result<Fd> lock_node(LockMode mode, int timeout_ms = 10'000);
 
 /// Among those who share the node's lock: alone with one attachment (by its cookie), or with one interface, until

@@ -406,10 +406,7 @@ INSTANTIATE_TEST_SUITE_P(
              .class_id = kLocalClass,
              .counted = EC_DROP_FAMILY},
         Case{.claim = "IPv6 that no rule matches bypasses",
-             .given =
-                 [](Node& node) {
-                   node.erase("rules", ec_rule_key{.prefixlen = 32, .tree = EC_TREE(kTunnelRules, 0U), .ip = {}});
-                 },
+             .given = [](Node& node) { node.put_rule(kTunnelRules, "::/0", EC_OTHERWISE); },
              .packet = pod_sends(kOutside6).udp(1, 2),
              .action = Action::kNext,
              .counted = EC_BYPASSED},

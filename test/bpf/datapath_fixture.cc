@@ -115,16 +115,19 @@ void need(const Status& status) {
   if (!status) throw std::runtime_error(status.error().msg + ": " + status.error().details);
 }
 
-const char* event_name(__u32 event) {
-  static constexpr std::array<const char*, EC_EVENT_COUNT> kNames = {
-#define X(id, name) name,
-      EC_EVENTS(X)
-#undef X
-  };
-  return event < kNames.size() ? kNames.at(event) : "?";
-}
-
 }  // namespace
+
+const char* name_of(__u32 event) {
+  switch (event) {
+#define X(number, id, name) \
+  case number:              \
+    return name;
+    EC_EVENTS(X)
+#undef X
+    default:
+      return "?";
+  }
+}
 
 std::uint32_t mark_of(std::uint32_t class_id) { return deposit_bits(class_id, kMask); }
 
@@ -160,7 +163,7 @@ std::ostream& operator<<(std::ostream& out, Action action) {
 }
 
 std::ostream& operator<<(std::ostream& out, const Count& count) {
-  return out << "class " << count.class_id << " " << event_name(count.event) << ": " << count.packets << " packets, "
+  return out << "class " << count.class_id << " " << name_of(count.event) << ": " << count.packets << " packets, "
              << count.bytes << " bytes";
 }
 
@@ -286,6 +289,8 @@ int Node::program_fd(Program program) const {
   switch (program) {
     case Program::kClassify:
       return bpf_program__fd(skeleton_->progs.classify);
+    case Program::kClassifyAgain:
+      return bpf_program__fd(skeleton_->progs.classify_again);
     case Program::kTunnelIn:
       return bpf_program__fd(skeleton_->progs.tunnel_in);
     case Program::kTunnelOut:
@@ -393,6 +398,11 @@ void Node::track(const std::vector<std::string>& flows) {
   see_gateways();
 }
 
+void Node::forget_flows() {
+  shell("conntrack -F >/dev/null 2>&1");
+  tracks_ = false;
+}
+
 std::string Node::tracked(const std::string& flow) const {
   // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
   std::FILE* output = ::popen(("conntrack -G " + flow + " 2>/dev/null").c_str(), "r");
@@ -454,8 +464,7 @@ void Node::reset() {
     while (bpf_map_get_next_key(bpf_map__fd(map), nullptr, key.data()) == 0)
       bpf_map_delete_elem(bpf_map__fd(map), key.data());
   }
-  if (tracks_) shell("conntrack -F >/dev/null 2>&1");
-  tracks_ = false;
+  if (tracks_) forget_flows();
 
   plan_.reset();
   configure(with_classes(kClasses));
@@ -470,6 +479,10 @@ Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32
   __sk_buff context{};
   context.ifindex = static_cast<__u32>(ifindex);
   context.mark = mark;
+  return run(program, packet, context);
+}
+
+Outcome Node::run(Program program, const Bytes& packet, __sk_buff context) const {
   Bytes out(packet.size() + 256);
   LIBBPF_OPTS(bpf_test_run_opts, options);
   options.data_in = packet.data();
@@ -481,7 +494,7 @@ Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32
   options.repeat = 1;
   require(bpf_prog_test_run_opts(program_fd(program), &options) == 0, "cannot run the program on the packet");
   out.resize(options.data_size_out);
-  return Outcome{static_cast<Action>(options.retval), context.mark, std::move(out)};
+  return Outcome{static_cast<Action>(options.retval), context.mark, std::move(out), {context.cb[0], context.cb[1]}};
 }
 
 Outcome Node::classify(const Packet& packet, const std::string& device, std::uint32_t mark) const {

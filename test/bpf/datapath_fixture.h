@@ -15,8 +15,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
+#include <array>
 #include <cctype>
 #include <chrono>
 #include <map>
@@ -92,13 +94,14 @@ std::uint32_t pending_mark_of(std::uint32_t class_id);
 /// With the MAC addresses that it has in the tunnel from one node to another.
 Packet in_tunnel(Packet packet, const char* from, const char* to);
 
-enum class Program { kClassify, kTunnelIn, kTunnelOut, kNexthopIn };
+enum class Program { kClassify, kClassifyAgain, kTunnelIn, kTunnelOut, kNexthopIn };
 enum class Action { kNext = TC_ACT_UNSPEC, kDrop = TC_ACT_SHOT, kRedirect = TC_ACT_REDIRECT };
 
 struct Outcome {
   Action action;
   std::uint32_t mark;
   Bytes data;
+  std::array<__u32, 2> cb{};  ///< the first words of skb->cb
 };
 
 /// An entry of the map `counters`, summed over the CPUs.
@@ -181,10 +184,14 @@ class Node {
   void track(const std::string& flow);
   /// The same of many at once.
   void track(const std::vector<std::string>& flows);
+  /// It knows none any more.
+  void forget_flows();
   /// What it knows of one, as conntrack writes it; "": nothing. The arguments of `conntrack -G`.
   std::string tracked(const std::string& flow) const;
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
+  /// The same with all that the kernel knows of the packet: its segments, and what other programs left in skb->cb.
+  Outcome run(Program program, const Bytes& packet, __sk_buff context) const;
   Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;
   /// To which gateway the packet goes in the tunnel; empty: to none.
   std::string gateway_of(const Outcome& outcome) const;
@@ -239,6 +246,8 @@ class DatapathTest : public ::testing::Test {
 
 inline ec_ip ec(const char* address) { return to_ec(Ip::parse(address).value()); }
 std::uint64_t monotonic_ns();
+/// As operators know it.
+const char* name_of(__u32 event);
 
 /// "ARP passes" -> "ARP_passes"
 template <class Case>

@@ -3,6 +3,8 @@
 // configuration.
 #include <netinet/in.h>
 
+#include <type_traits>
+
 #include "datapath_fixture.h"
 
 namespace egressclass {
@@ -233,6 +235,58 @@ TEST_F(RulesTest, AnErrorAboutAFlowOfThePodGoesTheWayOfTheFlow) {
   EXPECT_EQ(node_.classify(error).action, Action::kRedirect);
   node_.expect_counts({{id, EC_STEERED_TUNNEL, 2, request.bytes().size() + error.bytes().size()},
                        {id, EC_BYPASSED, 1, error.bytes().size()}});
+}
+
+// --- what is not in the maps --------------------------------------------------------------------------------------
+
+/// Only some ports of TCP, and the rest is none of the class's business.
+class MissingRules : public RulesTest {
+ protected:
+  MissingRules() : id_(node_.configure_class(to_ports(R"("tcp/443")"))) {}
+
+  /// Erases what is in the map for which `is_meant` is true.
+  template <class Key, class IsMeant>
+  void erase_all(const char* map, IsMeant is_meant) {
+    auto opened = BpfMap<Key, std::conditional_t<std::is_same_v<Key, ec_rule_key>, ec_rule, __u32>>::open(map);
+    ASSERT_TRUE(opened);
+    const auto keys = opened->keys();
+    ASSERT_TRUE(keys);
+    for (const auto& key : *keys)
+      if (is_meant(key)) node_.erase(map, key);
+  }
+  void erase_ruleset(std::uint32_t number) {
+    erase_all<ec_rule_key>("rules", [&](const ec_rule_key& key) { return key.tree >> 1U == number; });
+  }
+  void expect_dropped(const Packet& packet) {
+    EXPECT_EQ(node_.classify(packet).action, Action::kDrop);
+    node_.expect_counts({{id_, EC_DROP_RULES_MISSING, 1, packet.bytes().size()}});
+  }
+
+  std::uint32_t id_;
+};
+
+TEST_F(MissingRules, WhatNobodyListedIsBypassedWhileAllIsThere) {
+  EXPECT_EQ(node_.classify(pod_sends(kOutside).tcp(1, 80)).action, Action::kNext);
+}
+
+TEST_F(MissingRules, WithoutTheDestinationsOfTheClassItIsDropped) {
+  erase_ruleset(node_.find<ec_class>("classes", id_)->ruleset);
+  expect_dropped(pod_sends(kOutside).tcp(1, 80));
+}
+
+TEST_F(MissingRules, SoIsALaterFragment) {
+  erase_ruleset(node_.find<ec_class>("classes", id_)->ruleset);
+  expect_dropped(pod_sends(kOutside).fragment(1, 1480, false).protocol(IPPROTO_UDP).payload(64));
+}
+
+TEST_F(MissingRules, WithoutThePortSetItIsDropped) {
+  erase_all<ec_port_key>("ports", [](const ec_port_key&) { return true; });
+  expect_dropped(pod_sends(kOutside).tcp(1, 80));
+}
+
+TEST_F(MissingRules, WithoutWhatIsNeverSteeredEverythingIsDropped) {
+  erase_ruleset(EC_RULESET_NEVER);
+  expect_dropped(pod_sends(kServiceIp).tcp(1, 80));
 }
 
 }  // namespace

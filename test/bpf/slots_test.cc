@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // classify and tunnel_in on a gateway that has several egress IPs for a class: which one a packet gets.
+#include <arpa/inet.h>
 #include <netinet/in.h>
 
 #include <algorithm>
@@ -251,8 +252,8 @@ TEST_F(CrowdedTest, OneOfTwentyIsFew) {
 }
 
 TEST_F(CrowdedTest, WhenAllAreCrowdedThePodKeepsToItsOwn) {
-  take_ports(due_);
-  take_ports(other_);
+  for (const std::string& egress_ip : {due_, other_})
+    take_ports(egress_ip, kFirstPort + (kLastPort - kFirstPort) / 20 * 19);
   EXPECT_EQ(diverted(), 0U);
 }
 
@@ -311,11 +312,29 @@ TEST_F(LastPortsTest, WhatConntrackKnowsIsLeftAlone) {
   EXPECT_EQ(node_.tracked(flow_of(kPod, 7)).find(due_), std::string::npos);
 }
 
-TEST_F(CrowdedTest, WhenThereIsNoPortAtAllTheKernelDecides) {
+TEST_F(CrowdedTest, WhenThereIsNoPortAtAllTheFlowIsDroppedAndCountedOfTheClass) {
   take_ports(due_);
   take_ports(other_);
-  EXPECT_EQ(egress_ip_for(to_outside(7)), due_);
+  EXPECT_EQ(node_.classify(to_outside(7)).action, Action::kDrop);
+  EXPECT_EQ(node_.counted(EC_DROP_NAT_EXHAUSTED), 1U);
   EXPECT_EQ(node_.tracked(flow_of(kPod, 7)), "");
+}
+
+TEST_F(CrowdedTest, ForAMomentNoPortIsLookedForTowardsAnEndpointThatHasNone) {
+  take_ports(due_);
+  take_ports(other_);
+  node_.classify(to_outside(7));
+  node_.forget_flows();  // all ports are free again, but that takes longer than the moment
+  const ec_exhausted_key endpoint = {.remote = ec(kOutside),
+                                     .vni = node_.find<ec_class>("classes", id_)->vni,
+                                     .port = htons(443),
+                                     .proto = IPPROTO_UDP};
+  ASSERT_TRUE(node_.find<__u64>("exhausted", endpoint));
+  node_.put("exhausted", endpoint, monotonic_ns());
+  EXPECT_EQ(node_.classify(to_outside(7)).action, Action::kDrop);
+  EXPECT_EQ(egress_ip_for(pod_sends(kOutside).udp(7, 444)), due_) << "it is another endpoint";
+  std::this_thread::sleep_for(std::chrono::nanoseconds(EC_EXHAUSTED_NS));
+  EXPECT_EQ(egress_ip_for(to_outside(7)), due_);
 }
 
 // --- flows that have another class's mark -----------------------------------------------------------------------

@@ -251,9 +251,10 @@ ip netns exec {name} sh -ec 'echo {int(not ipv6)} >/proc/sys/net/ipv6/conf/{ifna
     def attach_foreign(self, ifindex: int, pin: str) -> None:
         self.run(["/usr/bin/python3", "-SEB", str(TCX), "attach", str(ifindex), pin])
 
-    def classifier(self) -> int:
-        """The id of the pinned program."""
-        return json.loads(self.run(["bpftool", "-j", "prog", "show", "pinned", f"{PINS}/programs/classify"]).stdout)["id"]
+    def classifiers(self) -> list[int]:
+        """The ids of the pinned programs that a classed pod's host veth has, in order."""
+        return [json.loads(self.run(["bpftool", "-j", "prog", "show", "pinned", f"{PINS}/programs/{name}"]).stdout)["id"]
+                for name in ("classify", "classify_again")]
 
     def traces_of_pods(self) -> list[str]:
         """What is left of attachments: entries, pins, records."""
@@ -283,7 +284,7 @@ for name in node attachments endpoints classes vnis rules; do
   [ -e {PINS}/maps/$name ] && echo $name && bpftool map dump pinned {PINS}/maps/$name -j | tr '{{' '\\n' | sed 's/[],}}]*$//' | sort
 done
 echo == files
-find /run/egressclass /var/lib/egressclass -type f ! -name 'lock*' 2>/dev/null | sort | while read -r file; do
+find /run/egressclass /var/lib/egressclass -type f ! -name 'lock*' ! -name '.*.spare' 2>/dev/null | sort | while read -r file; do
   echo "$file $(stat -c '%a %i %y' $file)"; cat $file; done
 echo == sysctls; cd /proc/sys/net/ipv4/conf; grep . */forwarding */rp_filter */arp_ignore ../ip_forward
 """

@@ -2,6 +2,7 @@
 """What ADD does to the kernel, DEL undoes, and CHECK compares: pods behind veths made by hand and by Debian's CNI plugins."""
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import subprocess
@@ -38,7 +39,7 @@ def in_force(node: LightNode, pod: NetPod, *addresses: str, class_name: str = "w
     expected = (number, class_id, inside["address"], index["address"])
     assert {a: e for a, e in node.endpoints().items() if e[0] == number} == {a: expected for a in addresses or (pod.address,)}
     assert node.link_pin(number).exists()
-    assert node.tcx(number)["programs"][:1] == [node.classifier()]
+    assert node.tcx(number)["programs"][:2] == node.classifiers()
     record = json.loads(node.record(pod).read_text())
     assert (record["class"], record["classID"], record["hostVeth"]) == (class_name, class_id, pod.host_veth)
 
@@ -273,9 +274,9 @@ def test_classifier_runs_before_every_other_program(applied):
     applied.attach_foreign(number, "/sys/fs/bpf/foreign1")
     foreign = applied.tcx(number)["programs"]
     applied.add(pod)
-    assert applied.tcx(number)["programs"] == [applied.classifier(), *foreign]
+    assert applied.tcx(number)["programs"] == [*applied.classifiers(), *foreign]
     applied.attach_foreign(number, "/sys/fs/bpf/foreign2")
-    assert applied.tcx(number)["programs"][:2] == [applied.classifier(), *foreign]
+    assert applied.tcx(number)["programs"][:3] == [*applied.classifiers(), *foreign]
     assert applied.check(pod).out == ""
     applied.delete(pod)
     assert applied.tcx(number)["programs"][:1] == foreign and len(applied.tcx(number)["programs"]) == 2
@@ -569,6 +570,26 @@ def test_check_finds_that_the_namespace_is_gone(applied):
     applied.add(pod)
     applied.remove_pod(pod)
     refused(applied.check(pod), 8, pod.netns)
+
+
+def test_check_takes_no_apply_for_damage(applied):
+    """One that is giving the pod another class: its record has that already, its entries do not."""
+    node = applied
+    pod = node.make_pod("p5", 5)
+    node.add(pod)
+    record = node.record(pod)
+    before = record.read_text()
+    ids = node.class_ids()
+    with node.path("/run/egressclass/lock").open("r+") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record.write_text(before.replace('"web"', '"far"').replace(f'"classID":{ids["web"]}', f'"classID":{ids["far"]}'))
+        answer = pool.submit(node.check, pod)
+        time.sleep(0.3)
+        waits = not answer.done()
+        record.write_text(before)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert waits and answer.result().code == 0, answer.result()
+    assert before.count('"classID":1') == 1     # else this test changed nothing
 
 
 def test_check_is_silent_again_after_its_class_came_back(applied):

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 
 import pytest
+import sandbox
 from agent import FOLDER, Agent, forget_flows
 from light_fleet import REMOTES, LightFleet, configuration, egress_class, egress_ip, underlay, until
 from traffic import Flows, Stream, ask, ping
-from units import capabilities
 
 LIGHT_FLEET = {"nodes": ["worker1", "gateway1"]}
 FAMILY = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
@@ -137,13 +137,20 @@ def test_who_refuses_what_it_does_not_understand(light_fleet, words):
     assert answer.returncode == 2 and answer.stderr.startswith("egressctl: ") and not answer.stdout
 
 
-def test_the_capabilities_of_the_unit_are_enough(fleet):
-    fleet.apply(web())
-    with Agent(fleet.gateway1, limits=["setpriv", f"--bounding-set={capabilities('egressd.service')}"]) as agent:
-        pod = fleet.gateway1.pod("p", "web")
-        ask(pod, REMOTES[4][0], 7001)
-        start, = agent.wait_records(event="start")
-        assert start["pod"]["name"] == "p" and "error" not in agent.log()
+def test_what_the_unit_allows_is_enough(fleet):
+    """Also after `down` and an apply."""
+    gateway, folder = fleet.gateway1, "/var/log/egressclass"
+    fleet.apply(web({"folder": folder}))
+    with Agent(gateway, folder, limits=["/usr/bin/python3", "-B", sandbox.__file__, "egressd.service"]) as agent:
+        for count in (1, 2):
+            pod = gateway.pod(f"p{count}", "web")
+            ask(pod, REMOTES[4][0], 7001)
+            assert agent.wait_records(count, event="start")[-1]["pod"]["name"] == pod.name and "error" not in agent.log(), agent.log()
+            pod.remove()
+            gateway.ctl("down")
+            until(lambda count=count: len(agent.records(event="agent", state="stopped")) == count, what=agent.log)
+            gateway.apply()
+            until(lambda count=count: agent.started() == count + 1, what=agent.log)
 
 
 def test_files_are_for_root_and_a_group_only(light_fleet):

@@ -180,10 +180,39 @@ def test_cni_69_an_entry_that_is_there_is_brought_up_to_date_in_its_place(node, 
     assert [plugin["type"] for plugin in plugins] == ["ptp", "egressclass", "bandwidth"] and plugins[place] == json.loads(ENTRY)
 
 
-def test_an_entry_ahead_of_all_others_is_put_where_it_can_work(node):
-    file = node.write('{"cniVersion":"1.0.0","name":"n","plugins":[%s,{"type":"ptp"}]}' % ENTRY)
+@pytest.mark.parametrize("before, after", [
+    ("{e},ptp", "ptp,{e}"), ("ptp,{e},tuning", "ptp,tuning,{e}"), ("ptp,{e},bandwidth,tuning,portmap", "ptp,bandwidth,tuning,portmap,{e}"),
+    ("ptp,tuning", "ptp,tuning,{e}"), ("ptp,tuning,{e},bandwidth", "ptp,tuning,{e},bandwidth")],
+    ids=["first of all", "ahead of tuning", "far ahead", "none", "behind tuning"])
+def test_an_entry_is_put_where_it_can_work(node, before, after):
+    """Behind the plugin that makes the interface, and behind `tuning`, which may give it another MAC: the plugin has to see the last one."""
+    def listed(names: str) -> str:
+        plugins = ",".join(ENTRY if name == "{e}" else f'{{"type":"{name}"}}' for name in names.split(","))
+        return f'{{"cniVersion":"1.0.0","name":"n","plugins":[{plugins}]}}'
+    file = node.write(listed(before))
+    node.run("status", expect=STALE if "{e}" in before else ABSENT)      # the plugin itself is not there yet
     node.run("install")
-    assert types(file.read_text()) == ["ptp", "egressclass"]
+    assert types(file.read_text()) == types(listed(after))
+
+
+def test_a_drop_in_that_may_change_the_mac_afterwards_is_named(node):
+    """libcni puts it behind the list, and behind drop-ins of an earlier name. What is not ours is not for us to move."""
+    node.write(PLAIN)
+    node.run("install")
+    late = node.net / "pods/40-mac.conf"
+    late.parent.mkdir()
+    late.write_text('{ "type": "tuning", "mac": "02:00:de:ad:be:ef" }')
+    assert f"{late} comes after the plugin" in node.run("status", expect=STALE).stdout
+    late.write_text('{ "type": "sbr" }')
+    node.run("status")
+    late.write_text('{ "type": "tuning" }')
+    node.run("install", "--way", "drop-in")
+    node.run("status")
+    late.rename(late.with_name("60-mac.conf"))
+    node.run("status", expect=STALE)
+    node.write(PLAIN.replace('"name"', '"loadOnlyInlinedPlugins": true, "name"'))
+    node.run("install", "--way", "edit")
+    node.run("status")
 
 
 def test_the_operators_own_entry(node):
@@ -302,6 +331,27 @@ def test_cni_76_a_list_of_our_own_outlives_what_the_primary_does_to_its_file(nod
     assert not own.exists() and types(file.read_text())[-1] == "egressclass"
 
 
+def test_what_others_chain_into_the_list_of_our_own_stays(node):
+    """A service mesh puts its plugin where the runtime looks. Neither undoes the other's, and an upgrade of the primary takes both along."""
+    file, own = node.write(PLAIN), node.net / "10-pods-egressclass.conflist"
+    node.run("install", "--way", "own")
+    mesh = '{ "type": "mesh", "log": [1e0, "]"] }'
+    own.write_text(WITH.replace(ENTRY, f"{ENTRY},\n    {mesh}"))
+    with watching(node, "--give-up", "02") as process:
+        time.sleep(0.5)
+        node.run("status")
+        assert types(own.read_text()) == ["bridge", "portmap", "egressclass", "mesh"]
+        file.write_text(PLAIN.replace("1e3", "1400"))
+        until(lambda: "1400" in own.read_text())
+        assert types(own.read_text()) == ["bridge", "portmap", "mesh", "egressclass"] and mesh in own.read_text()
+        own.write_text(WITH.replace("1e3", "1400"))     # the mesh is uninstalled
+        time.sleep(0.5)
+        assert own.read_text() == WITH.replace("1e3", "1400") and process.poll() is None
+    own.write_text("{ broken")
+    node.run("install")
+    assert own.read_text() == WITH.replace("1e3", "1400")
+
+
 @pytest.mark.parametrize("version, code", [("1.33.0", OK), ("1.34.2", OK), ("1.32.9", REFUSED)])
 def test_drop_in_of_a_runtime_that_looks_for_them(tmp_path, node, version, code):
     (tmp_path / "crio").write_text(f"#!/bin/sh\necho crio version {version}\n")
@@ -352,6 +402,20 @@ def test_status_by_its_exit_code(node):
     node.run("status", expect=STALE)
 
 
+def test_status_says_when_there_is_no_configuration_to_go_by(node):
+    """A node that has just joined: the entry is there, and pods start without a class until a configuration is delivered. No fault of
+    bootstrap's, so its code stays."""
+    node.write(PLAIN)
+    node.run("install")
+    for name, state, said in (("", "absent", "no configuration on this node: pods start without a class"),
+                              ("etc/egressclass/config.json", "unapplied", "run `egressctl apply`"), ("run/egressclass/classes.json", "applied", "")):
+        if name:
+            lay_out(node.root, {name: "{}"})
+        *_, line = text = node.run("status").stdout.splitlines()
+        assert said in line and text[3] == f"config    {node.root}/etc/egressclass/config.json: {state}"
+        assert json.loads(node.run("status", "--json").stdout)["configuration"] == state
+
+
 def test_cni_76_status_names_the_pods_that_came_up_without_us(node):
     cache = node.root / "var/lib/cni/results"
     cache.mkdir(parents=True)
@@ -386,28 +450,131 @@ def test_wrong_usage_changes_nothing(node, words):
 
 # --- where things are
 
-@pytest.mark.parametrize("files, options, net, plugins", [
-    ({"var/lib/rancher/k3s/agent/etc/cni/net.d/": ""}, [], "var/lib/rancher/k3s/agent/etc/cni/net.d", "var/lib/rancher/k3s/data/cni"),
-    ({"var/snap/microk8s/current/args/cni-network/": ""}, [], "var/snap/microk8s/current/args/cni-network", "var/snap/microk8s/current/opt/cni/bin"),
-    ({"etc/cni/multus/net.d/": ""}, [], "etc/cni/multus/net.d", "var/lib/cni/bin"),
-    ({"etc/containerd/config.toml": '[plugins."x".cni]\n  # conf_dir = "/no"\n  bin_dir = "/b/in"\n  conf_dir = "/c/onf"\n'}, [], "c/onf", "b/in"),
-    ({"etc/containerd/config.toml": "bin_dirs = ['/b/one', '/b/two']\nconf_dir = '/c/onf'\n"}, [], "c/onf", "b/one"),
-    ({"etc/crio/crio.conf": 'network_dir = "/c/rio"\n', "etc/crio/crio.conf.d/10-x.conf": 'plugin_dirs = [\n  "/p/lugins",\n]\n'}, [],
-     "c/rio", "p/lugins"),
-    ({}, ["--conf-dir", "/my/net", "--bin-dir", "/my/bin"], "my/net", "my/bin")],
-    ids=["k3s", "microk8s", "OpenShift-like", "containerd", "containerd 2", "CRI-O", "by option"])
-def test_cni_74_folders_are_found(tmp_path, files, options, net, plugins):
-    root = tmp_path / "root"
+CRI2, CRI3 = '[plugins."io.containerd.grpc.v1.cri".cni]\n', "[plugins.'io.containerd.cri.v1.runtime'.cni]\n"
+K3S = "var/lib/rancher/k3s/agent/"
+FOLDERS = {
+    "k3s": ({K3S + "etc/cni/net.d/": ""}, [], K3S + "etc/cni/net.d", "var/lib/rancher/k3s/data/cni"),
+    "k3s, older": ({K3S + "etc/containerd/config.toml": f'version = 2\n{CRI2} bin_dir = "/var/lib/rancher/k3s/data/b0b/bin"\n conf_dir = "/{K3S}etc/cni/net.d"\n'},
+                   [], K3S + "etc/cni/net.d", "var/lib/rancher/k3s/data/b0b/bin"),
+    "k3s with a drop-in": ({K3S + "etc/containerd/config.toml": f'version = 3\nimports = ["/{K3S}etc/containerd/config-v3.toml.d/*.toml"]\n',
+                            K3S + "etc/containerd/config-v3.toml.d/cni.toml": f"{CRI3} bin_dirs = ['/b/in']\n conf_dir = '/c/onf'\n"}, [], "c/onf", "b/in"),
+    "k3s without flannel": ({K3S + "etc/containerd/config.toml": "version = 3\n", K3S + "etc/cni/net.d/": ""}, [], "etc/cni/net.d", "opt/cni/bin"),
+    "microk8s": ({"var/snap/microk8s/current/args/cni-network/": "", "var/snap/microk8s/current/args/containerd.toml": f'{CRI2} conf_dir = "${{SNAP_DATA}}/x"\n',
+                  "etc/containerd/config.toml": f'{CRI2} conf_dir = "/of/docker"\n'}, [],
+                 "var/snap/microk8s/current/args/cni-network", "var/snap/microk8s/current/opt/cni/bin"),
+    "OpenShift-like": ({"etc/cni/multus/net.d/": ""}, [], "etc/cni/multus/net.d", "var/lib/cni/bin"),
+    "containerd 1": ({"etc/containerd/config.toml": '[plugins.cri.cni]\n  # conf_dir = "/no"\n  bin_dir = "/b/in"\n  conf_dir = "/c/onf"\n'}, [], "c/onf", "b/in"),
+    "containerd": ({"etc/containerd/config.toml": f'version = 2\n{CRI2}  bin_dir = "/b/in" # /no\n  conf_dir = "/c/onf"\n'}, [], "c/onf", "b/in"),
+    "containerd 2": ({"etc/containerd/config.toml": f"version = 3\n{CRI3}bin_dirs = [\n'/b/one', '/b/two']\nconf_dir = '/c/onf'\n"}, [], "c/onf", "b/one"),
+    "containerd 2.2 without a file": ({"etc/containerd/conf.d/a.toml": f"{CRI3}bin_dirs = ['/b/in']\n", "etc/containerd/conf.d/b.toml": f"{CRI3}conf_dir = '/c/onf'\n"},
+                                      [], "c/onf", "b/in"),
+    "imports, of which a later one counts": (
+        {"etc/containerd/config.toml": f'imports = ["conf.d/*.toml", "/x/nowhere.toml", "/x/last.toml"]\n{CRI2}conf_dir = "/no"\nbin_dir = "/b/in"\n',
+         "etc/containerd/conf.d/10-a.toml": f'{CRI2}conf_dir = "/no/a"\n', "etc/containerd/conf.d/20-b.toml": f'imports = ["../config.toml"]\n{CRI2}conf_dir = "/no/b"\n',
+         "x/last.toml": f'{CRI2}conf_dir = "/c/onf"\n', "etc/containerd/no.toml": f'{CRI2}conf_dir = "/no/c"\n'}, [], "c/onf", "b/in"),
+    "in another's table": ({"etc/containerd/config.toml": '[plugins."io.containerd.grpc.v1.other".cni]\nconf_dir = "/no"\n'}, [], "etc/cni/net.d", "opt/cni/bin"),
+    "CRI-O": ({"etc/crio/crio.conf": '[crio.network]\nnetwork_dir = "/c/rio"\n', "etc/crio/crio.conf.d/10-x.conf": '[crio.network]\nplugin_dirs = [\n  "/p/lugins",\n]\n'}, [],
+              "c/rio", "p/lugins"),
+    "by option": ({}, ["--conf-dir", "/my/net", "--bin-dir", "/my/bin"], "my/net", "my/bin")}
+
+
+def lay_out(root: Path, files: dict[str, str]) -> Node:
+    """A name that ends in / is a folder's."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        if text:
-            (root / name).write_text(text)
+        if name.endswith("/"):
+            (root / name).mkdir(exist_ok=True)
         else:
-            (root / name).mkdir()
+            (root / name).write_text(text)
+    return Node(root)
+
+
+@pytest.mark.parametrize("files, options, net, plugins", FOLDERS.values(), ids=FOLDERS)
+def test_cni_74_folders_are_found(tmp_path, files, options, net, plugins):
+    root = tmp_path / "root"
+    node = lay_out(root, files)
     (root / net).mkdir(parents=True, exist_ok=True)
     (root / net / "10-pods.conflist").write_text(PLAIN)
-    Node(root).run("install", *options)
+    node.run("install", "--way", "edit", *options)
     assert (root / net / "10-pods.conflist").read_text() == WITH and (root / plugins / "egressclass").exists()
+
+
+def test_a_configuration_that_no_runtime_would_take_is_named(tmp_path):
+    node = lay_out(tmp_path / "root", {"etc/cni/net.d/": "", "etc/containerd/config.toml": "version = 2\n[plugins\n"})
+    said = node.run("install", expect=FAILED).stderr
+    assert "etc/containerd/config.toml:2: " in said and "--conf-dir" in said
+    node.run("install", "--conf-dir", "/etc/cni/net.d", "--bin-dir", "/opt/cni/bin", expect=NO_NETWORK)
+
+
+@pytest.mark.skipif(not shutil.which("containerd"), reason="there is no containerd")
+def test_containerd_is_asked_what_it_makes_of_its_files(tmp_path):
+    """An import takes the place of a whole plugin's table in containerd 1.x: what the file itself says of bin_dir does not count any more, as
+    nobody would guess. In /etc of a mount namespace of its own."""
+    (tmp_path / "net.d").mkdir()
+    (tmp_path / "drop-in.toml").write_text(f'version = 2\n{CRI2}conf_dir = "{tmp_path}/net.d"\n')
+    (tmp_path / "config.toml").write_text(f'version = 2\nimports = ["{tmp_path}/drop-in.toml"]\n{CRI2}bin_dir = "/no"\n')
+    script = (f"mount -t tmpfs none /etc && mkdir /etc/containerd && cp {tmp_path}/config.toml /etc/containerd && "
+              f"containerd --config /etc/containerd/config.toml config dump | grep -w bin_dir && exec {SCRIPT} status --json")
+    done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == NO_NETWORK, done
+    plain, status = done.stdout.splitlines()
+    assert json.loads(status)["plugin"]["file"] == re.search(r'"(.*)"', plain)[1] + "/egressclass"
+    assert json.loads(status)["conflist"]["problem"].startswith(f"{tmp_path}/net.d has no network")
+
+
+# --- platforms that write the primary's list anew at each start
+
+REWRITERS = {
+    "k3s": {K3S + "etc/cni/net.d/": ""},
+    "k3s elsewhere": {"mnt/k3s/agent/etc/cni/net.d/": "", "etc/containerd/config.toml": f'{CRI2}conf_dir = "/mnt/k3s/agent/etc/cni/net.d"\n'},
+    "k3s with another CNI": {K3S + "etc/containerd/config.toml": "version = 3\n", "etc/cni/net.d/": ""},
+    "RKE2": {"var/lib/rancher/rke2/agent/etc/containerd/config.toml": "version = 3\n", "etc/cni/net.d/": ""},
+    "microk8s": {"var/snap/microk8s/current/args/cni-network/": ""}}
+
+
+def first_network(net: Path) -> list[str]:
+    """What a runtime gives the next pod."""
+    return types((net / min(path.name for path in net.iterdir() if path.suffix == ".conflist")).read_text())
+
+
+@pytest.mark.parametrize("files", REWRITERS.values(), ids=REWRITERS)
+def test_cni_76_no_pod_starts_in_a_gap(tmp_path, files):
+    """What the platform writes at its start changes nothing, whether somebody watches or not; an entry in its list from an earlier version
+    moves to the list of our own; and an upgrade's changes get there."""
+    node = lay_out(tmp_path / "root", files)
+    (net,) = [node.root / name for name in files if name.endswith("/")]
+    file, own = net / "10-flannel.conflist", net / "10-flannel-egressclass.conflist"
+    file.write_text(WITH)
+    node.run("status", expect=STALE)
+    node.run("install")
+    assert (file.read_text(), own.read_text()) == (PLAIN, WITH)
+    node.run("status")
+    file.write_text(PLAIN)
+    assert first_network(net)[-1] == "egressclass"
+    file.write_text(PLAIN.replace("1e3", "1400"))
+    assert first_network(net)[-1] == "egressclass"
+    node.run("status", expect=STALE)
+    with watching(node):
+        until(lambda: own.read_text() == WITH.replace("1e3", "1400"))
+        file.write_text(PLAIN)
+        until(lambda: own.read_text() == WITH)
+    node.run("uninstall")
+    assert file.read_text() == PLAIN and not own.exists()
+
+
+def test_the_default_of_a_platform_is_no_rule(tmp_path):
+    """A drop-in leaves no gap either, and a person may want the list to be edited."""
+    node = lay_out(tmp_path / "root", {K3S + "etc/cni/net.d/": ""})
+    net = node.root / K3S / "etc/cni/net.d"
+    (net / "10-flannel.conflist").write_text(PLAIN)
+    for way in "drop-in", "edit":
+        node.run("install", "--way", way)
+        node.run("status", "--way", way)
+        assert [path.name for path in net.glob("*.conflist")] == ["10-flannel.conflist"]
+    node.run("install", "--way", "drop-in")
+    before = node.files()
+    node.run("install")
+    assert node.files() == before
 
 
 # --- many at once, and watch
@@ -449,6 +616,23 @@ def test_cni_72_watch_waits_and_puts_back_what_others_undo(node):
         until(lambda: earlier.read_text() == WITH)
         assert process.poll() is None
     assert process.returncode == OK and earlier.read_text() == WITH, "the end of a watch is no uninstall"
+
+
+def test_watch_follows_a_platform_that_starts_for_the_first_time(tmp_path):
+    """A golden image: nothing tells yet that k3s will be there, and where its folders will be."""
+    node = lay_out(tmp_path / "root", {"etc/": ""})
+    net = node.root / K3S / "etc/cni/net.d"
+    with watching(node):
+        time.sleep(1)
+        lay_out(node.root, {K3S + "etc/cni/net.d/": "", K3S + "etc/cni/net.d/10-flannel.conflist": PLAIN, K3S + "etc/containerd/config.toml":
+                            f'version = 3\n{CRI3}bin_dirs = ["/var/lib/rancher/k3s/data/cni"]\nconf_dir = "/{K3S}etc/cni/net.d"\n'})
+        until((net / "10-flannel-egressclass.conflist").exists)
+        assert (node.root / "var/lib/rancher/k3s/data/cni/egressclass").exists()
+        config = node.root / K3S / "etc/containerd/config.toml"
+        config.write_text(config.read_text().replace("data/cni", "data/newer/bin"))
+        (net / "10-flannel.conflist").write_text(PLAIN)
+        until((node.root / "var/lib/rancher/k3s/data/newer/bin/egressclass").exists)
+    assert first_network(net)[-1] == "egressclass"
 
 
 def test_cni_72_watch_does_not_answer_itself(node):

@@ -76,6 +76,7 @@ STEPS = {
     "a single plugin's file": Step(["install", "--way", "auto"], {"10-pods.conf": SINGLE}, {"10-pods.conf": SINGLE, OWN: OWN_OF_SINGLE}),
     "own to edit": Step(["install", "--way", "edit"], {LIST: PLAIN, OWN: WITH}, {LIST: WITH}),
     "edit to own": Step(["install", "--way", "own"], {LIST: WITH}, {LIST: PLAIN, OWN: WITH}),
+    "edit to own by default": Step(["install", "--default-way", "own"], {LIST: WITH}, {LIST: PLAIN, OWN: WITH}),
     "out of the list": Step(["uninstall"], {LIST: WITH}, {LIST: PLAIN}),
     "out of all ways": Step(["uninstall"], {LIST: WITH, OWN: WITH, DROP_IN: ENTRY + "\n"}, {LIST: PLAIN})}
 STEP = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)

@@ -19,7 +19,7 @@ class Pod:
         succeed("ADD", pod)
         self.whole = self.kernel.traces()
         self.classifier = programs(self.ifindex)
-        assert len(self.classifier) == 1 and set(self.whole) == {"attachments", "endpoints", "pins", "records"}
+        assert len(self.classifier) == 2 and set(self.whole) == {"attachments", "endpoints", "pins", "records"}
         self.remove()
 
     def remove(self):
@@ -50,13 +50,13 @@ class Pod:
         if programs(self.ifindex) == []:
             return ""
         found = self.kernel.traces()
-        if programs(self.ifindex) == self.classifier and all(found.get(kind) == self.whole[kind] for kind in ("attachments", "endpoints")):
+        if set(programs(self.ifindex)) <= set(self.classifier) and all(found.get(kind) == self.whole[kind] for kind in ("attachments", "endpoints")):
             return ""
         return f"programs on the veth: {programs(self.ifindex)}, entries: {found}"
 
     def classified_or_down(self) -> str:
         """What is wrong when DEL may have been killed."""
-        good = programs(self.ifindex) == self.classifier or not is_up(self.pod.host_veth)
+        good = set(programs(self.ifindex)) & set(self.classifier) or not is_up(self.pod.host_veth)
         return "" if good else "the veth is up without the classifier"
 
 
@@ -268,7 +268,7 @@ def kill_change(running, pods: list) -> None:
         kernel = Kernel()
         number = kernel.class_of(ifindex)
         entry = number and kernel.classes.get(number.to_bytes(4, "little"))
-        good = entry and int.from_bytes(entry[:4], "little") == VNI["web"] and len(programs(ifindex)) == 1
+        good = entry and int.from_bytes(entry[:4], "little") == VNI["web"] and len(programs(ifindex)) == 2
         return "" if good else f"the running pod: class id {number}, entry {entry}, programs {programs(ifindex)}"
 
     configure(OLD)
@@ -303,7 +303,7 @@ def kill_upgrade(running) -> None:
     wrong, ifindex = [], ifindex_of(running.host_veth)
 
     def another_build() -> None:
-        for name in ("classify", "tunnel_in", "tunnel_out"):
+        for name in ("classify", "classify_again", "tunnel_in", "tunnel_out"):
             Path(f"{PINS}/programs/{name}").unlink(missing_ok=True)
 
     configure(OLD)
@@ -317,7 +317,7 @@ def kill_upgrade(running) -> None:
         program = Stepper.ctl("apply")
         if program.to(number):
             program.kill()
-            if len(programs(ifindex)) != 1:
+            if len(programs(ifindex)) != 2:
                 wrong.append(f"apply killed at system call {number}: programs on the veth: {programs(ifindex)}")
         else:
             program.end()

@@ -86,6 +86,37 @@ def test_pods_start_at_each_moment(own_fleet):
     assert entries(node) == 1
 
 
+def test_no_pod_starts_in_a_gap_where_the_platform_writes_its_list_anew(own_fleet):
+    """As RKE2's CNIs do at each start. The entry of an earlier version moves to a list of our own while pods start, and nobody watches."""
+    node, stop = own_fleet.node("worker1"), threading.Event()
+    with_entry = node.path(CNI_CONF).read_text()
+    node.run("mkdir -p /var/lib/rancher/rke2/agent")
+
+    def platform():
+        while not stop.is_set():
+            node.write(CNI_CONF, plain)
+            time.sleep(0.05)
+    moving = threading.Timer(1, bootstrap, (node, "install"))
+    moving.start()
+    assert {leaves_with(own_fleet, node, f"moved{number}") for number in range(8)} == {BILLING}
+    moving.join()
+    own = node.path(CNI_CONF.replace(".conflist", "-egressclass.conflist"))
+    assert entries(node) == 0 and json.loads(own.read_text()) == json.loads(with_entry)
+    plain = node.path(CNI_CONF).read_text()
+    thread = threading.Thread(target=platform)
+    thread.start()
+    try:
+        assert {leaves_with(own_fleet, node, f"pod{number}") for number in range(8)} == {BILLING}
+    finally:
+        stop.set()
+        thread.join()
+    bootstrap(node, "uninstall")
+    node.run("rmdir -p /var/lib/rancher/rke2/agent", check=False)
+    assert not own.exists()
+    bootstrap(node, "install")
+    assert json.loads(node.path(CNI_CONF).read_text()) == json.loads(with_entry)
+
+
 def test_watch_keeps_the_entry_there(own_fleet):
     """The primary CNI writes its list anew: the next pods have their class again, without anybody's help."""
     node = own_fleet.node("worker1")

@@ -132,14 +132,14 @@ TEST(Examples, EveryKeyIsInTheReadmesReferenceAndInOneOfItsConfigurations) {
 
 TEST(Examples, EveryReasonAndEventIsInTheReadme) {
   std::vector<std::string> cells;
-#define X(id, name) cells.emplace_back("`" name "`");
+#define X(number, id, name) cells.emplace_back("`" name "`");
   EC_EVENTS(X)
 #undef X
   for (const std::string& counter :
        texts_between(content("plugin/datapath/nft.cc"), "add counter inet egressclass ", "\n"))
     cells.push_back('`' + counter + "` (nft)");
   cells.emplace_back("`nat_exhausted` (kernel)");
-  EXPECT_GE(cells.size(), EC_EVENT_COUNT + 2);
+  EXPECT_GE(cells.size(), 40U);
   const std::string readme = content("README.md");
   for (const std::string& cell : cells) {
     const auto follows = [&](const std::string& before) { return readme.find(before + cell) != std::string::npos; };

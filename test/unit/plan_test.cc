@@ -633,6 +633,32 @@ TEST(Plan, ANamedInterfaceIsTakenOrRefused) {
   plan_of(a_config({c}), facts_of("192.0.2.11"));  // is the gateway's, not the worker's
 }
 
+TEST(Plan, WhatAnAddressOrAnInterfaceWouldMendPasses) {
+  const auto passes = [](const Config& config, const NodeFacts& facts) {
+    std::vector<ConfigProblem> problems;
+    EXPECT_FALSE(make_plan(config, facts, &problems));
+    return std::ranges::all_of(problems, &ConfigProblem::passes);
+  };
+  const Config far = a_config({a_class("a", 1, {gateway("2001:db8::21", {"203.0.113.7"})})});
+  EXPECT_TRUE(passes(far, facts_of("192.0.2.99")));
+  EXPECT_TRUE(passes(far, facts_of("192.0.2.11")));
+  EXPECT_TRUE(passes(a_config({a_class("a", 1, {next_hop("198.51.100.1")})}), facts_of("192.0.2.11")));
+  EXPECT_TRUE(passes(a_config({a_class("a", 1, {next_hop("192.0.2.254", "eth8")})}), facts_of("192.0.2.11")));
+  EXPECT_FALSE(passes(a_config({a_class("a", 1, {next_hop("192.0.2.11")})}), facts_of("192.0.2.11")));
+  NodeFacts facts = facts_of("192.0.2.99");
+  facts.pods = {{ip("203.0.113.7"), "shop/web"}};
+  EXPECT_FALSE(passes(far, facts));
+}
+
+TEST(Plan, AnEgressIpOfOursGoesToWhereItsNetworkIsNow) {
+  NodeFacts facts = facts_of("192.0.2.21");
+  facts.addresses.push_back({2, ip("203.0.113.7"), 128});
+  facts.addresses.push_back({3, ip("203.0.113.2"), 120});
+  EXPECT_EQ(slots_of(plan_of(a_config({a_class("a", 1)}), facts)), Texts{"203.0.113.7 1 on 2"});
+  facts.placed = {ip("203.0.113.7")};
+  EXPECT_EQ(slots_of(plan_of(a_config({a_class("a", 1)}), facts)), Texts{"203.0.113.7 1 on 3"});
+}
+
 TEST(Plan, ReportsWhatIsWrongWithEachClass) {
   NodeFacts facts = facts_of("192.0.2.11");
   facts.pods = {{ip("203.0.113.7"), "shop/web"}};

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ctl/drift.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "core/config.h"
+#include "core/plan.h"
+#include "datapath/maps.h"
+#include "datapath/node_datapath.h"
+#include "datapath/paths.h"
+#include "datapath/route_lookup.h"
+#include "datapath/system_changes.h"
+#include "util/file.h"
+
+namespace egressclass::ctl {
+namespace {
+
+/// An address in a prefix that no router would refuse for what it is: of "everything", one of the Internet.
+Ip sample(const Prefix& prefix) {
+  Ip ip = prefix.ip;
+  if (prefix == Prefix{ip, ip.is_v4() ? 96U : 0U}) ip.bytes[ip.is_v4() ? 12 : 0] = ip.is_v4() ? 1 : 0x20;
+  if (prefix.length < 128) ip.bytes[15] |= 1;
+  return ip;
+}
+
+const Ip* any_egress_ip(const Plan& plan, bool v4) {
+  for (const PlannedClass& c : plan.classes)
+    if (const auto slot = std::ranges::find(c.slots, v4, [](const PlannedSlot& s) { return s.ip.is_v4(); });
+        slot != c.slots.end())
+      return &slot->ip;
+  return nullptr;
+}
+
+/// One of the class's destinations to which there is no route. A few tell: they share the default.
+const Prefix* unreachable(const Netlink& netlink, const PlannedClass& c, const PlannedSlot& slot) {
+  constexpr std::size_t kEnough = 4;
+  std::size_t asked = 0;
+  for (const Destination& destination : c.destinations) {
+    if (destination.prefix.ip.is_v4() != slot.ip.is_v4()) continue;
+    if (asked++ == kEnough) break;
+    if (!has_route(netlink, slot.ip, sample(destination.prefix), slot.mark)) return &destination.prefix;
+  }
+  return nullptr;
+}
+
+constexpr const char* kAgain = ": run `egressctl apply`";
+
+class Comparison {
+ public:
+  explicit Comparison(const Netlink& netlink) : netlink_(netlink) {}
+
+  void underlay(const std::optional<Underlay>& now, const ec_ip& in_force) {
+    const Ip before = from_ec(in_force);
+    const Ip after = now ? now->ip : Ip{};
+    if (before == after) return;
+    const std::string was = before == Ip{} ? "none" : before.str();
+    found_.push_back("this node's address among `nodes` is " + (after == Ip{} ? "none" : after.str()) +
+                     " now, and was " + was + " at the last apply" + kAgain);
+  }
+
+  void hops(const PlannedClass& c, const ec_class& entry) {
+    for (std::size_t i = 0; i < c.hops.size() && i < entry.hop_count; ++i) {
+      const PlannedHop& hop = c.hops[i];
+      const bool was_local = entry.hops[i].path == EC_PATH_LOCAL;
+      if (was_local != (hop.path == Path::kLocal))
+        found_.push_back("this node " + std::string(was_local ? "has lost" : "has got") +
+                         " the address of the gateway " + hop.address.str() + " since the last apply" + kAgain);
+      if (hop.path == Path::kNextHop && entry.hops[i].ifindex != static_cast<__u32>(hop.ifindex))
+        found_.push_back("the next hop " + hop.address.str() + " is reached by " + name(hop.ifindex) + " now" + kAgain);
+    }
+  }
+
+  void egress_ips(const PlannedClass& c, const std::map<Ip, int>& placed) {
+    for (const PlannedSlot& slot : c.slots)
+      if (const auto on = placed.find(slot.ip); on != placed.end() && on->second != slot.ifindex)
+        found_.push_back("egress IP " + slot.ip.str() + " belongs on " + name(slot.ifindex) + " now" + kAgain);
+  }
+
+  std::vector<std::string> take() { return std::move(found_); }
+
+ private:
+  std::string name(int ifindex) const {
+    auto link = netlink_.link(ifindex);
+    return link && *link ? (*link)->name : "interface " + std::to_string(ifindex);
+  }
+
+  const Netlink& netlink_;
+  std::vector<std::string> found_;
+};
+
+}  // namespace
+
+std::vector<std::string> lacks(const Netlink& netlink, const Config& config, const Plan& plan) {
+  std::vector<std::string> lines;
+  for (const bool v4 : {true, false})
+    if (const Ip* egress_ip = any_egress_ip(plan, v4); egress_ip != nullptr && !(v4 ? plan.underlay4 : plan.underlay6))
+      if (std::ranges::any_of(config.nodes, [&](const Prefix& node) { return node.ip.is_v4() == v4; }))
+        lines.push_back("this node has the egress IP " + egress_ip->str() + ", but no " + (v4 ? "IPv4" : "IPv6") +
+                        " address among `nodes`, where others have one: not yet, or not any more");
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots)
+      if (const Prefix* to = unreachable(netlink, c, slot); to != nullptr)
+        lines.push_back("this node has no route from egress IP " + slot.ip.str() + " to " + to->str() + " of class \"" +
+                        c.name + "\"");
+  return lines;
+}
+
+std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachment>& attachments) {
+  auto text = read_file(paths::kAppliedConfig, kMaxConfigBytes);
+  const auto node = read_node();
+  if (!text || !*text || !node) return {};
+  std::vector<ConfigProblem> problems;
+  const auto config = parse_config(**text, &problems);
+  auto facts = gather_facts(attachments);
+  auto placed = SystemChanges::load();
+  auto classes = open_classes_map();
+  if (!config || !facts || !placed || !classes) return {};  // others say so
+
+  const auto plan = make_plan(*config, *facts, &problems);
+  std::vector<std::string> found;
+  found.reserve(problems.size());
+  for (const ConfigProblem& problem : problems)
+    found.push_back(problem.path + (problem.value.empty() ? "" : ": " + problem.value) + ": " + problem.reason);
+  if (!plan) return found;
+
+  Comparison comparison(netlink);
+  comparison.underlay(plan->underlay4, node->underlay4);
+  comparison.underlay(plan->underlay6, node->underlay6);
+  for (const PlannedClass& c : plan->classes) {
+    if (auto entry = classes->find(c.id); entry && *entry) comparison.hops(c, **entry);
+    comparison.egress_ips(c, placed->addresses());
+  }
+  found = lacks(netlink, *config, *plan);
+  for (std::string& line : comparison.take()) found.push_back(std::move(line));
+  return found;
+}
+
+}  // namespace egressclass::ctl
