@@ -54,11 +54,14 @@ class Agent:
 
     def records(self, **wanted) -> list[dict]:
         """All that are written so far and have these values."""
-        found = []
-        for path in self.files:
-            if path.suffix == ".idx":
+        found, files = [], self.files
+        for path in files:
+            if path.suffix == ".idx" or path.with_name(f"{path.name}.gz") in files:
                 continue
-            text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+            try:
+                text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+            except FileNotFoundError:       # it has been compressed meanwhile
+                return self.records(**wanted)
             whole = text if text.endswith("\n") else text[:text.rfind("\n") + 1]
             found += [json.loads(line) for line in whole.splitlines()]
         return [record for record in found if all(record.get(key) == value for key, value in wanted.items())]

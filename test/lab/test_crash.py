@@ -349,7 +349,7 @@ def kill_down(pod, before: str, while_pod_runs: bool) -> None:
         program.kill()
         steps = []
         if while_pod_runs:
-            steps.append("" if len(programs(ifindex)) == 1 else "the classifier has left the running pod")
+            steps.append("" if len(programs(ifindex)) == 2 else "the classifier has left the running pod")
         else:
             steps.append(gets_its_class(pod))
         if turn % 2 or while_pod_runs:

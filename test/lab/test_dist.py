@@ -218,7 +218,7 @@ def test_an_upgrade_loses_no_packet(packaged, newer):
     is the new one, and what runs is restarted."""
     worker = packaged.worker1
     pod = run_pod(worker, "p")
-    before = [node.classifier() for node in packaged.nodes]
+    before = [node.classifiers()[0] for node in packaged.nodes]
     for node in packaged.nodes:
         node.configure("{ not what is in force")
     with packaged.watch([egress_ip(7), egress_ip(7, 6)]) as watch, ExitStack() as stack:
@@ -237,7 +237,7 @@ def test_an_upgrade_loses_no_packet(packaged, newer):
         assert node.run("dpkg-query -W -f '${Version} ${Status}' egressclass").stdout == VERSION + "+1 install ok installed"
         assert node.path(PLUGIN).read_bytes().endswith(b"of a later version")
         assert node.status()["healthy"], node.status()["problems"]
-    now = [node.classifier() for node in packaged.nodes]
+    now = [node.classifiers()[0] for node in packaged.nodes]
     assert not set(now) & set(before) and worker.tcx(worker.link(pod.host_veth)["ifindex"])["programs"][0] == now[0]
     log = worker.path("/run/systemctl.log").read_text()
     assert active(worker) == UNITS and log.startswith("daemon-reload\n") and " stop" not in log
@@ -248,10 +248,10 @@ def test_an_upgrade_loses_no_packet(packaged, newer):
 def test_an_upgrade_that_cannot_replace_the_datapath_says_so(packaged, newer):
     """What was applied cannot be read any more: all stays as it is, and the package is there."""
     worker = packaged.worker1
-    pod, before = run_pod(worker, "p"), worker.classifier()
+    pod, before = run_pod(worker, "p"), worker.classifiers()[0]
     worker.write("/run/egressclass/config.json", "{")
     said = dpkg(worker, "--install", newer).stderr
-    assert "the old datapath stays in use: /run/egressclass/config.json" in said and worker.classifier() == before
+    assert "the old datapath stays in use: /run/egressclass/config.json" in said and worker.classifiers()[0] == before
     assert ask(pod, "198.51.100.10").source == egress_ip(7)
 
 

@@ -112,7 +112,7 @@ def target_text(target: str, transport: str, dport: int) -> str:
 class Datapath:
     """What the kernel does with a packet."""
 
-    def __init__(self, events: list[str]):
+    def __init__(self, events: dict[int, str]):
         self.classify, self.counters, self.flows, self.gateways = Program("classify"), Map("counters"), Map("flows"), Map("gateways")
         self.events = events
 
@@ -147,7 +147,7 @@ def explained(*words: str) -> dict:
     return json.loads(ctl("explain", "--json", *words).stdout)
 
 
-def compare(pods: list[NetPod], macs: dict[str, bytes], events: list[str], seed: int) -> dict[str, int]:
+def compare(pods: list[NetPod], macs: dict[str, bytes], events: dict[int, str], seed: int) -> dict[str, int]:
     """How often the datapath decided what."""
     seen: dict[str, int] = {}
     for number in range(CONFIGURATIONS):
@@ -197,7 +197,8 @@ def pods(shared: LightNode) -> list[NetPod]:
 def test_what_is_explained_is_what_the_datapath_does(shared, pods):
     macs = {pod.name: bytes.fromhex((shared.link(pod.host_veth)["address"] + shared.link("eth0", pod.name)["address"]).replace(":", ""))
             for pod in pods}
-    events = re.findall(r'^  X\(\w+, "(\w+)"\)', (REPOSITORY / "bpf" / "egressclass.h").read_text(), re.MULTILINE)
+    header = (REPOSITORY / "bpf" / "events.h").read_text()
+    events = {int(number): name for number, name in re.findall(r'^  X\((\d+), \w+, "(\w+)"\)', header, re.MULTILINE)}
     seen = inside(shared, compare, pods, macs, events, 4)
     for result in ("steered_local", "steered_tunnel", "steered_nexthop", "bypassed", "otherwise", "family", "class_removed", "gateway_unreachable"):
         assert seen[result] >= 10, seen

@@ -78,7 +78,7 @@ def mapping(kernel: Kernel, p: NetPod, vnis: dict[str, int]) -> str:
     said = record(p)
     missing = [what for what, there in (("record", said), ("entry", number), ("endpoint", endpoint), ("classifier", programs(ifindex)))
                if not there]
-    if missing or len(programs(ifindex)) != 1:
+    if missing or len(programs(ifindex)) != 2:
         return f"{p.name}: without {missing}, programs on the veth: {programs(ifindex)}"
     if struct.unpack_from("II", endpoint, 8) != (ifindex, number):
         return f"{p.name}: endpoint {struct.unpack_from('II', endpoint, 8)}, instead of ifindex {ifindex}, class {number}"
@@ -418,9 +418,17 @@ def belongings() -> dict:
             "interfaces": shell("ip -o link | wc -l"), "rules": shell("ip rule; nft list ruleset | grep -v counter | grep -v packets")}
 
 
+def await_end_of(program: str) -> None:
+    deadline = time.monotonic() + 10
+    while program in shell("ps -e -o comm="):
+        assert time.monotonic() < deadline, f"{program} does not end"
+        time.sleep(0.1)
+
+
 def come_and_go_by_thousands() -> tuple[dict, dict]:
     configure(SEVERAL)
     ctl("apply")
+    await_end_of("egressctl")       # it announces egress IPs again, seconds later
     pods = make_pods(4, ["web", "one", "two", "three"])
     for p in pods:      # per-CPU parts and folders that come with the first use
         succeed("ADD", p)
