@@ -482,7 +482,8 @@ Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32
   return run(program, packet, context);
 }
 
-Outcome Node::run(Program program, const Bytes& packet, __sk_buff context) const {
+Outcome Node::run(Program program, const Bytes& packet, const __sk_buff& before) const {
+  __sk_buff context = before;
   Bytes out(packet.size() + 256);
   LIBBPF_OPTS(bpf_test_run_opts, options);
   options.data_in = packet.data();

@@ -191,7 +191,7 @@ class Node {
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
   /// The same with all that the kernel knows of the packet: its segments, and what other programs left in skb->cb.
-  Outcome run(Program program, const Bytes& packet, __sk_buff context) const;
+  Outcome run(Program program, const Bytes& packet, const __sk_buff& before) const;
   Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;
   /// To which gateway the packet goes in the tunnel; empty: to none.
   std::string gateway_of(const Outcome& outcome) const;
