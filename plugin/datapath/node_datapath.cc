@@ -208,12 +208,15 @@ bool is_alive(const Netlink& netlink, const Attachment& attachment) {
 Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& plan,
                                            const std::vector<Attachment>& attachments) {
   std::vector<Reclassed> changed;
+  if (attachments.empty()) return changed;
+  const auto checker = PodChecker::open();
+  if (!checker) return checker.error();
   for (const Attachment& attachment : attachments) {
     const Attachment wanted = reclassed(plan.applied, attachment);
     if (wanted != attachment)
       if (auto saved = replace_attachment(wanted); !saved) return saved.error();
     if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
-    if (!is_alive(netlink, wanted) || check_pod(wanted)) continue;
+    if (!is_alive(netlink, wanted) || checker->check(wanted)) continue;
     if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
       return attached.error();
   }

@@ -39,9 +39,9 @@ Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& program
 /// Where the link of nexthop_in on an interface is pinned.
 std::string nexthop_pin(int ifindex);
 
-/// Every step is tried, and the error says all that failed; then what another try needs is still there.
 /// Removes everything of ours, except that pods with a class keep their classifier, which drops what it would have
-/// steered. Returns how many such pods there are.
+/// steered. Returns how many such pods there are. Every step is tried, and the error says all that failed; then what
+/// another try needs is still there.
 Result<std::size_t> tear_down();
 
 }  // namespace egressclass

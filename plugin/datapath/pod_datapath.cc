@@ -220,14 +220,36 @@ bool is_gone(const Attachment& attachment) {
 
 }  // namespace
 
-Status check_pod(const Attachment& attachment) {
+struct PodChecker::Common {
+  BpfMap<__u32, ec_attachment> attachments;
+  BpfMap<ec_ip, ec_endpoint> endpoints;
+  Fd classifier;
+  Result<bool> same_maps;
+};
+
+PodChecker::PodChecker(std::unique_ptr<Common> common) : common_(std::move(common)) {}
+PodChecker::PodChecker(PodChecker&&) noexcept = default;
+PodChecker::~PodChecker() = default;
+
+Result<PodChecker> PodChecker::open() {
   auto attachments = open_attachments_map();
   if (!attachments) return attachments.error();
   auto endpoints = open_endpoints_map();
   if (!endpoints) return endpoints.error();
   auto classifier = open_classifier();
   if (!classifier) return classifier.error();
+  auto same_maps = uses_pinned_maps(*classifier);
+  return PodChecker(std::make_unique<Common>(
+      Common{std::move(*attachments), std::move(*endpoints), std::move(*classifier), std::move(same_maps)}));
+}
 
+Status check_pod(const Attachment& attachment) {
+  auto checker = PodChecker::open();
+  return checker ? checker->check(attachment) : Status(checker.error());
+}
+
+Status PodChecker::check(const Attachment& attachment) const {
+  const auto& [attachments, endpoints, classifier, same_maps] = *common_;
   auto link = read_link(link_pin(attachment));
   if (!link) return link.error();
   if (!*link) return check_error(attachment, "the pin of the classifier's link is missing");
@@ -236,10 +258,9 @@ Status check_pod(const Attachment& attachment) {
         codes::kCheckFailed, "the egress class of the pod is not in force",
         "the pod's host veth " + attachment.host_veth + " is gone: the pod has ended, and its DEL is still to come"};
   if ((*link)->ifindex != attachment.host_ifindex) return check_error(attachment, "the classifier was detached");
-  auto expected = program_id(classifier->get());
+  auto expected = program_id(classifier.get());
   if (!expected) return expected.error();
   if ((*link)->program_id != *expected) return check_error(attachment, "another program sits in the classifier's link");
-  auto same_maps = uses_pinned_maps(*classifier);
   if (!same_maps) return same_maps.error();
   if (!*same_maps)
     return Error{codes::kCheckFailed, "the egress class of the pod is not in force",
@@ -260,12 +281,12 @@ Status check_pod(const Attachment& attachment) {
       (*class_entry)->mark != deposit_bits(attachment.class_id, node->mark_mask))
     return check_error(attachment, "the class or its mark is not configured any more, or not applied completely");
 
-  auto entry = attachments->find(static_cast<__u32>(attachment.host_ifindex));
+  auto entry = attachments.find(static_cast<__u32>(attachment.host_ifindex));
   if (!entry) return entry.error();
   if (!*entry || !same_bytes(**entry, attachment_entry(attachment)))
     return check_error(attachment, "the pod's entry in the map `attachments` is missing or not what ADD wrote");
   for (const Ip& ip : attachment.addresses) {
-    auto endpoint = endpoints->find(to_ec(ip));
+    auto endpoint = endpoints.find(to_ec(ip));
     if (!endpoint) return endpoint.error();
     if (!*endpoint || !same_bytes(**endpoint, endpoint_entry(attachment)))
       return check_error(attachment, "the entry of " + ip.str() + " in the map `endpoints` is missing or wrong");

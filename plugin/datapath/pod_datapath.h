@@ -3,6 +3,7 @@
 // `egressctl apply` pinned, and nothing else: no daemon, no library of programs.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -29,7 +30,22 @@ bool state_exists();
 /// No value: nothing.
 Result<std::optional<Attachment>> recover_attachment(const std::string& key);
 
-/// Compares the kernel's state with the record (codes kCheckFailed). Changes nothing.
+/// Compares the kernel's state with the record (codes kCheckFailed). Changes nothing. For many pods: what all of them
+/// have in common, the pinned maps and programs, is looked at once.
+class PodChecker {
+ public:
+  static Result<PodChecker> open();
+  PodChecker(PodChecker&&) noexcept;
+  ~PodChecker();
+  Status check(const Attachment& attachment) const;
+
+ private:
+  struct Common;
+  explicit PodChecker(std::unique_ptr<Common> common);
+  std::unique_ptr<Common> common_;
+};
+
+/// The same for one.
 Status check_pod(const Attachment& attachment);
 
 }  // namespace egressclass
