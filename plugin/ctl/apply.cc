@@ -67,13 +67,12 @@ void report(const Plan& plan, const std::vector<Reclassed>& pods) {
 }
 
 /// What is in force, and still does not do all that it says.
-void warn(const Config& config, const Plan& plan) {
-  auto netlink = Netlink::open();
-  if (!netlink) return;
-  std::vector<std::string> lines = lacks(*netlink, config, plan);
-  if (auto orphans = find_orphans(*netlink, list_attachments()))
-    for (const Orphan& orphan : *orphans)
-      if (!orphan.host_veth.empty()) lines.push_back(orphan.text());
+void warn(const Config& config, const Plan& plan, const std::vector<Attachment>& attachments) {
+  std::vector<std::string> lines = lacks(config, plan);
+  if (auto netlink = Netlink::open())
+    if (auto orphans = find_orphans(*netlink, attachments))
+      for (const Orphan& orphan : *orphans)
+        if (!orphan.host_veth.empty()) lines.push_back(orphan.text());
   for (const std::string& line : lines) std::printf("warning: %s\n", line.c_str());
 }
 
@@ -118,7 +117,7 @@ int apply(const std::string& file) {
   }
   announce(*plan);
   report(*plan, *pods);
-  warn(config, *plan);
+  warn(config, *plan, attachments);
   return kSuccess;
 }
 

@@ -34,13 +34,13 @@ const Ip* any_egress_ip(const Plan& plan, bool v4) {
 }
 
 /// One of the class's destinations to which there is no route. A few tell: they share the default.
-const Prefix* unreachable(const Netlink& netlink, const PlannedClass& c, const PlannedSlot& slot) {
+const Prefix* unreachable(const RouteLookup& routes, const PlannedClass& c, const PlannedSlot& slot) {
   constexpr std::size_t kEnough = 4;
   std::size_t asked = 0;
   for (const Destination& destination : c.destinations) {
     if (destination.prefix.ip.is_v4() != slot.ip.is_v4()) continue;
     if (asked++ == kEnough) break;
-    if (!has_route(netlink, slot.ip, sample(destination.prefix), slot.mark)) return &destination.prefix;
+    if (!routes.has_route(slot.ip, sample(destination.prefix), slot.mark)) return &destination.prefix;
   }
   return nullptr;
 }
@@ -92,16 +92,18 @@ class Comparison {
 
 }  // namespace
 
-std::vector<std::string> lacks(const Netlink& netlink, const Config& config, const Plan& plan) {
+std::vector<std::string> lacks(const Config& config, const Plan& plan) {
   std::vector<std::string> lines;
   for (const bool v4 : {true, false})
     if (const Ip* egress_ip = any_egress_ip(plan, v4); egress_ip != nullptr && !(v4 ? plan.underlay4 : plan.underlay6))
       if (std::ranges::any_of(config.nodes, [&](const Prefix& node) { return node.ip.is_v4() == v4; }))
         lines.push_back("this node has the egress IP " + egress_ip->str() + ", but no " + (v4 ? "IPv4" : "IPv6") +
                         " address among `nodes`, where others have one: not yet, or not any more");
+  const auto routes = RouteLookup::open();
+  if (!routes) return lines;
   for (const PlannedClass& c : plan.classes)
     for (const PlannedSlot& slot : c.slots)
-      if (const Prefix* to = unreachable(netlink, c, slot); to != nullptr)
+      if (const Prefix* to = unreachable(*routes, c, slot); to != nullptr)
         lines.push_back("this node has no route from egress IP " + slot.ip.str() + " to " + to->str() + " of class \"" +
                         c.name + "\"");
   return lines;
@@ -132,7 +134,7 @@ std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachm
     if (auto entry = classes->find(c.id); entry && *entry) comparison.hops(c, **entry);
     comparison.egress_ips(c, placed->addresses());
   }
-  found = lacks(netlink, *config, *plan);
+  found = lacks(*config, *plan);
   for (std::string& line : comparison.take()) found.push_back(std::move(line));
   return found;
 }

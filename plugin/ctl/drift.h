@@ -14,7 +14,7 @@
 namespace egressclass::ctl {
 
 /// What this node does not have for its egress IPs to be of use, a line each: addresses, routes.
-std::vector<std::string> lacks(const Netlink& netlink, const Config& config, const Plan& plan);
+std::vector<std::string> lacks(const Config& config, const Plan& plan);
 
 /// What an apply of the configuration in force would make otherwise now: what came after it, moved, or is gone; and
 /// lacks(). Of a node on which nothing is in force: none. To be asked with the

@@ -104,12 +104,10 @@ Status hold_program(int program_fd, int ifindex, std::uint32_t behind) {
   return attach(attributes);
 }
 
-Result<bool> holds_program(int program_fd, int ifindex) {
-  auto id = program_id(program_fd);
-  if (!id) return id.error();
+Result<bool> holds_program(std::uint32_t program_id, int ifindex) {
   auto present = programs_on(ifindex);
   if (!present) return present.error();
-  return std::ranges::find(*present, *id) != present->end();
+  return std::ranges::find(*present, program_id) != present->end();
 }
 
 Status release_program(int program_fd, int ifindex) {

@@ -13,7 +13,7 @@ namespace egressclass {
 /// name, of another build or with other maps, gives up its place. Looking at that needs CAP_SYS_ADMIN.
 Status hold_program(int program_fd, int ifindex, std::uint32_t behind);
 
-Result<bool> holds_program(int program_fd, int ifindex);
+Result<bool> holds_program(std::uint32_t program_id, int ifindex);
 
 /// Takes it off, or the one of the same name. Absent already is success, and so is an interface that is gone.
 Status release_program(int program_fd, int ifindex);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <map>
 #include <string_view>
+#include <utility>
 
 #include "datapath/maps.h"
 #include "datapath/paths.h"
@@ -61,11 +62,11 @@ bool is_dynamic(const Json& set) {
 }
 
 /// A chain counts with its rules, in their order.
-void add_nft(const Json& listing, Fingerprint& fingerprint) {
-  const Json* entries = find_member(listing, "nftables");
-  if (entries == nullptr || !entries->is_array()) return;
-  for (Json entry : *entries)
-    for (const auto& [kind, object] : entry.items()) {
+void add_nft(Json listing, Fingerprint& fingerprint) {
+  const auto entries = listing.find("nftables");
+  if (entries == listing.end() || !entries->is_array()) return;
+  for (Json& entry : *entries)
+    for (auto& [kind, object] : entry.items()) {
       const Json* name = find_member(object, kind == "rule" ? "chain" : "name");
       if ((kind != "chain" && kind != "rule" && kind != "set" && kind != "map") || name == nullptr) continue;
       const std::string key = (kind == "rule" ? "chain" : kind) + " " + name->get<std::string>();
@@ -104,9 +105,9 @@ void add_map(const std::string& name, const Result<BpfMap<Key, Value>>& map, Fin
 constexpr const char* kRules = "BPF map rules";
 
 /// But for the rules.
-Fingerprint take(const std::optional<Json>& table) {
+Fingerprint take(std::optional<Json> table) {
   Fingerprint fingerprint;
-  if (table) add_nft(*table, fingerprint);
+  if (table) add_nft(std::move(*table), fingerprint);
   add_map("classes", open_classes_map(), fingerprint);  // those that only an apply writes
   add_map("vnis", open_vnis_map(), fingerprint);
   return fingerprint;
@@ -126,15 +127,16 @@ Result<std::vector<std::string>> altered_objects() {
   if (!text) return text.error();
   auto noted = parse_json(text->value_or(""));
   if (!noted) return make_error("no fingerprint of what was applied", paths::kIntegrity);
-  const auto table = list_table();
-  Fingerprint found = take(table);
+  auto table = list_table();
+  const bool listed = table.has_value();
+  Fingerprint found = take(std::move(table));
   if (auto map = open_rules_map())
     if (const auto rules = map->entries()) found[kRules] = hash_of_entries(*rules);
 
   std::vector<std::string> altered;
   for (const auto& [object, hash] : noted->items()) {
     const auto now = found.find(object);
-    const bool can_tell = table || object.starts_with("BPF");
+    const bool can_tell = listed || object.starts_with("BPF");
     if (can_tell && (now == found.end() || hash != now->second)) altered.push_back(object);
   }
   return altered;

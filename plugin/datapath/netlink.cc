@@ -116,6 +116,10 @@ Result<Netlink> Netlink::open() {
   if (!socket) return system_error("cannot open a netlink socket", "NETLINK_ROUTE", ENOMEM);
   if (const int err = nl_connect(socket.get(), NETLINK_ROUTE); err < 0)
     return netlink_error("cannot open a netlink socket", "NETLINK_ROUTE", err);
+  // Longer than any message, so that libnl need not look at the length of each before it reads it.
+  constexpr std::size_t kLongest = 64U << 10U;
+  nl_socket_set_msg_buf_size(socket.get(), kLongest);
+  nl_socket_disable_msg_peek(socket.get());
   return Netlink(std::move(socket));
 }
 

@@ -216,7 +216,7 @@ Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& p
     if (wanted != attachment)
       if (auto saved = replace_attachment(wanted); !saved) return saved.error();
     if (wanted.class_name != attachment.class_name) changed.push_back({wanted, attachment.class_name});
-    if (!is_alive(netlink, wanted) || checker->check(wanted)) continue;
+    if (checker->check(wanted) || !is_alive(netlink, wanted)) continue;
     if (auto attached = attach_pod(wanted); !attached && attached.error().code != codes::kCheckFailed)
       return attached.error();
   }

@@ -145,7 +145,8 @@ Status detach_veth(const Attachment& attachment) {
   auto link = read_link(pin);
   if (!link) return link.error();
   auto second = open_second_classifier();
-  const auto held = second ? holds_program(second->get(), attachment.host_ifindex) : Result<bool>(false);
+  auto second_id = second ? program_id(second->get()) : Result<std::uint32_t>(second.error());
+  const auto held = second_id ? holds_program(*second_id, attachment.host_ifindex) : Result<bool>(false);
   if (!held) return held.error();
   // Both are bound to the device itself, so this is our veth, and no later one with the same ifindex.
   if (*held || (*link && (*link)->ifindex == attachment.host_ifindex)) {
@@ -223,8 +224,11 @@ bool is_gone(const Attachment& attachment) {
 struct PodChecker::Common {
   BpfMap<__u32, ec_attachment> attachments;
   BpfMap<ec_ip, ec_endpoint> endpoints;
-  Fd classifier;
-  Result<bool> same_maps;
+  BpfMap<__u32, ec_class> classes;
+  std::optional<ec_node> node;
+  std::uint32_t classifier_id = 0;
+  std::uint32_t second_classifier_id = 0;
+  bool same_maps = false;
 };
 
 PodChecker::PodChecker(std::unique_ptr<Common> common) : common_(std::move(common)) {}
@@ -236,11 +240,20 @@ Result<PodChecker> PodChecker::open() {
   if (!attachments) return attachments.error();
   auto endpoints = open_endpoints_map();
   if (!endpoints) return endpoints.error();
+  auto classes = open_classes_map();
+  if (!classes) return classes.error();
   auto classifier = open_classifier();
   if (!classifier) return classifier.error();
+  auto id = program_id(classifier->get());
+  if (!id) return id.error();
   auto same_maps = uses_pinned_maps(*classifier);
-  return PodChecker(std::make_unique<Common>(
-      Common{std::move(*attachments), std::move(*endpoints), std::move(*classifier), std::move(same_maps)}));
+  if (!same_maps) return same_maps.error();
+  auto second = open_second_classifier();
+  if (!second) return second.error();
+  auto second_id = program_id(second->get());
+  if (!second_id) return second_id.error();
+  return PodChecker(std::make_unique<Common>(Common{std::move(*attachments), std::move(*endpoints), std::move(*classes),
+                                                    read_node(), *id, *second_id, *same_maps}));
 }
 
 Status check_pod(const Attachment& attachment) {
@@ -249,7 +262,7 @@ Status check_pod(const Attachment& attachment) {
 }
 
 Status PodChecker::check(const Attachment& attachment) const {
-  const auto& [attachments, endpoints, classifier, same_maps] = *common_;
+  const auto& [attachments, endpoints, classes, node, classifier_id, second_classifier_id, same_maps] = *common_;
   auto link = read_link(link_pin(attachment));
   if (!link) return link.error();
   if (!*link) return check_error(attachment, "the pin of the classifier's link is missing");
@@ -258,25 +271,18 @@ Status PodChecker::check(const Attachment& attachment) const {
         codes::kCheckFailed, "the egress class of the pod is not in force",
         "the pod's host veth " + attachment.host_veth + " is gone: the pod has ended, and its DEL is still to come"};
   if ((*link)->ifindex != attachment.host_ifindex) return check_error(attachment, "the classifier was detached");
-  auto expected = program_id(classifier.get());
-  if (!expected) return expected.error();
-  if ((*link)->program_id != *expected) return check_error(attachment, "another program sits in the classifier's link");
-  if (!same_maps) return same_maps.error();
-  if (!*same_maps)
+  if ((*link)->program_id != classifier_id)
+    return check_error(attachment, "another program sits in the classifier's link");
+  if (!same_maps)
     return Error{codes::kCheckFailed, "the egress class of the pod is not in force",
                  "the classifier has other maps than those that are pinned; run `egressctl apply`"};
-  auto second = open_second_classifier();
-  if (!second) return second.error();
-  auto held = holds_program(second->get(), attachment.host_ifindex);
+  auto held = holds_program(second_classifier_id, attachment.host_ifindex);
   if (!held) return held.error();
   if (!*held) return check_error(attachment, "the second classifier is not on the host veth");
 
   // An apply that was killed half-way may have given the id to another class.
-  auto classes = open_classes_map();
-  if (!classes) return classes.error();
-  auto class_entry = classes->find(attachment.class_id);
+  auto class_entry = classes.find(attachment.class_id);
   if (!class_entry) return class_entry.error();
-  const auto node = read_node();
   if (!*class_entry || (*class_entry)->vni != attachment.class_vni || !node ||
       (*class_entry)->mark != deposit_bits(attachment.class_id, node->mark_mask))
     return check_error(attachment, "the class or its mark is not configured any more, or not applied completely");

@@ -190,7 +190,8 @@ Status replace_in_pods(const Programs& programs) {
     auto link = read_link(pin);
     if (!link) return link.error();
     if (!*link || (*link)->ifindex != *ifindex) continue;  // its veth is gone; DEL will follow
-    if (auto done = attach_link(programs.classify.get(), *ifindex, Hook::kIngress, pin); !done) return done;
+    if ((*link)->program_id != *classifier)
+      if (auto done = attach_link(programs.classify.get(), *ifindex, Hook::kIngress, pin); !done) return done;
     if (auto held = hold_program(programs.classify_again.get(), *ifindex, *classifier); !held) return held;
   }
   return Ok{};

@@ -21,7 +21,15 @@ bool put_ip(nl_msg* message, int attribute, const Ip& ip) {
 
 }  // namespace
 
-bool has_route(const Netlink& netlink, const Ip& source, const Ip& to, std::uint32_t mark) {
+Result<RouteLookup> RouteLookup::open() {
+  auto netlink = Netlink::open();
+  if (!netlink) return netlink.error();
+  // The answer is the route or the refusal; an acknowledgement besides would double the cost.
+  nl_socket_disable_auto_ack(netlink->socket());
+  return RouteLookup(std::move(*netlink));
+}
+
+bool RouteLookup::has_route(const Ip& source, const Ip& to, std::uint32_t mark) const {
   const unsigned char bits = to.is_v4() ? 32 : 128;
   rtmsg request{};
   request.rtm_family = to.is_v4() ? AF_INET : AF_INET6;
@@ -34,9 +42,8 @@ bool has_route(const Netlink& netlink, const Ip& source, const Ip& to, std::uint
   int refusal = 0;
   const CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));
   nl_cb_err(callbacks.get(), NL_CB_CUSTOM, note_errno, &refusal);
-  if (nl_send_auto(netlink.socket(), message.get()) < 0) return true;
-  nl_recvmsgs(netlink.socket(), callbacks.get());  // the route
-  if (refusal == 0) nl_wait_for_ack(netlink.socket());
+  if (nl_send_auto(netlink_.socket(), message.get()) < 0) return true;
+  nl_recvmsgs(netlink_.socket(), callbacks.get());
   return refusal != ENETUNREACH && refusal != EHOSTUNREACH && refusal != EACCES;
 }
 
