@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from labkit.capture import Record
 from light_fleet import MARK_MASK, REMOTES, FleetNode, FleetPod, LightFleet, Tap, configuration, egress_class, egress_ip, gateway, underlay, until
-from traffic import Stream, ask, ask_many, knock, opened, ping, send, transfer
+from traffic import Flows, Stream, ask, ask_many, knock, opened, ping, send, transfer
 
 FAMILY = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
 PROTO = pytest.mark.parametrize("proto", ["tcp", "udp", "icmp"])
@@ -241,8 +241,8 @@ def test_neighbour_that_does_not_answer_closes_the_class_until_it_does(make_ligh
     with fleet.watch([]) as watch:
         fleet.cut("appliance")
         node.run("ip neigh flush dev eth0")     # what it knew would last for half a minute
-        until(lambda: send(pod, REMOTES[family][0], 7001) or node.drops("via").get("gateway_unreachable"), 3, 0.05,
-              what="gateway_unreachable was never counted")
+        with Stream(pod, REMOTES[family][0], "udp", 50):      # one packet in 250 ms goes all the same: it makes the kernel ask
+            until(lambda: node.drops("via").get("gateway_unreachable"), 3, 0.05, what="gateway_unreachable was never counted")
         assert unreachable(fleet, family) == "unreachable"
         for proto in "tcp", "udp", "icmp":
             if proto == "icmp":
@@ -280,7 +280,8 @@ def test_new_flows_take_another_gateway_while_the_next_hop_is_dead(make_light_fl
     fleet.cut("appliance")
     pod = fleet.worker1.pod("p", "via")
     until(lambda: send(pod, REMOTES[family][0], 7001, count=3) or unreachable(fleet, family) == "unreachable", 5)
-    with fleet.watch([egress_ip(7, family)]) as watch:
-        found = ask_many(pod, REMOTES[family], 20, timeout=1)
+    with fleet.watch([egress_ip(7, family)]) as watch, Flows(pod, REMOTES[family], 20) as flows:
+        send(pod, REMOTES[family][0], 7001)         # the one packet in 250 ms that goes to the next hop, to ask
+        found = flows.ask(1)
         assert {seen and seen.source for seen in found} == {egress_ip(7, family)}
     watch.assert_no_leak()
