@@ -107,7 +107,7 @@ void ConfigReader::read_tunnel(const Field& field) {
 
 void ConfigReader::read_class(const Field& field) {
   if (!field.is_object_of({"name", "select", "default", "namespaces", "destinations", "except", "ports", "otherwise",
-                           "otherFamily", "gateways", "egressIPs", "spread", "onChange", "mark", "vni"}))
+                           "otherFamily", "gateways", "egressIPs", "force", "spread", "onChange", "mark", "vni"}))
     return;
   ClassConfig c;
   const auto name = field.required("name");
@@ -122,6 +122,7 @@ void ConfigReader::read_class(const Field& field) {
   if (const auto key = field.member("otherwise")) c.otherwise_drop = read_choice(*key, "bypass", "drop");
   if (const auto key = field.member("otherFamily")) c.other_family_bypass = read_choice(*key, "drop", "bypass");
   c.gateways = gateways_.read(field);
+  if (const auto key = field.member("force")) c.force = key->boolean().value_or(false);
   if (const auto key = field.member("spread")) c.spread_flows = read_choice(*key, "pod", "flow");
   if (const auto key = field.member("onChange")) c.keep_flows = !read_choice(*key, "keep", "cut");
   if (const auto key = field.member("mark")) read_mark(*key, &c);

@@ -55,6 +55,7 @@ struct ClassConfig {
   std::vector<Gateway> gateways;          ///< 1 to EC_MAX_HOPS
   bool spread_flows = false;              ///< key "spread": "flow"
   bool keep_flows = true;                 ///< key "onChange": "keep"
+  bool force = false;                     ///< egress IPs are taken over from a machine that has them
   std::optional<std::uint32_t> mark;      ///< key "mark": fixed by the operator, else assigned by each node
   std::uint32_t vni = 0;                  ///< key "vni", else a hash of the name: the same on every node
 };

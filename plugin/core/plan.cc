@@ -186,6 +186,7 @@ class ClassPlanner {
     planned.other_family_bypass = c_.other_family_bypass;
     planned.spread_flows = c_.spread_flows;
     planned.keep_flows = c_.keep_flows;
+    planned.force = c_.force;
     for (std::size_t i = 0; i < c_.gateways.size(); ++i) {
       planned.hops.push_back(plan_hop(i));
       check_egress_ips(i, planned.hops.back().path == Path::kLocal);

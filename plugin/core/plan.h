@@ -64,6 +64,7 @@ struct PlannedClass {
   bool other_family_bypass = false;
   bool spread_flows = false;
   bool keep_flows = true;
+  bool force = false;  ///< its egress IPs are taken over from a machine that has them
 };
 
 /// This node's address among `nodes`, of one family.

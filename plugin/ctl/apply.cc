@@ -10,6 +10,7 @@
 #include "ctl/commands.h"
 #include "ctl/config_file.h"
 #include "ctl/drift.h"
+#include "ctl/takeover.h"
 #include "datapath/announce.h"
 #include "datapath/attachment_store.h"
 #include "datapath/netlink.h"
@@ -91,9 +92,9 @@ int apply(const std::string& file) {
   std::vector<ConfigProblem> problems;
   const auto plan = make_plan(config, *facts, &problems);
   if (!plan) return refuse(file, problems);
-
   auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!previous) return fail(previous.error());
+  if (problems = held_by_others(*plan, *facts, *previous); !problems.empty()) return refuse(file, problems);
   if (auto room = reserve_state(*plan, *facts, text); !room) {
     fail(room.error());
     std::fprintf(stderr, "egressctl: nothing was changed\n");

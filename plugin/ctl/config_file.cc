@@ -25,10 +25,9 @@ std::variant<ConfigFile, int> read_config_file(const std::string& path) {
 
 int refuse(const std::string& path, const std::vector<ConfigProblem>& problems) {
   const bool passes = std::ranges::all_of(problems, &ConfigProblem::passes);
-  std::fprintf(stderr, "%segressctl: nothing was changed%s\n", format_problems(path, problems).c_str(),
-               passes ? ": this waits for an address or an interface of this node; run it again when that is there "
-                        "(egressclass.service does so by itself)"
-                      : "");
+  std::fprintf(
+      stderr, "%segressctl: nothing was changed%s\n", format_problems(path, problems).c_str(),
+      passes ? ": this waits for what is to come, or to go; run it again then (egressclass.service does so)" : "");
   return passes ? kNotYet : kBadConfig;
 }
 

@@ -182,6 +182,7 @@ void check_meaning(const ClassConfig& c, const PlainJson& json) {
   require((json.value("otherFamily", "") == "bypass") == c.other_family_bypass, "otherFamily", c.name);
   require((json.value("spread", "") == "flow") == c.spread_flows, "spread", c.name);
   require((json.value("onChange", "") == "cut") == !c.keep_flows, "onChange", c.name);
+  require(json.value("force", false) == c.force, "force", c.name);
   require(json.value("except", PlainJson::array()).size() == c.except.size(), "except", c.name);
   const PlainJson& destinations = json.at("destinations");
   require(destinations.size() == c.destinations.size(), "destinations", c.name);

@@ -41,7 +41,7 @@ constexpr const char* kValid = R"({
         { "address": "192.0.2.254", "interface": "eth3", "via": "nexthop" } ],
       "egressIPs": ["203.0.113.10", "2001:db8:1::10", "203.0.113.11", "203.0.113.12"],
       "spread": "flow",
-      "onChange": "cut" } ],
+      "onChange": "cut", "force": true } ],
   "clusterCIDRs": ["10.244.0.0/16", "10.96.0.0/12", "fd00:244::/48"],
   "nodes": ["192.0.2.21", "192.0.2.22/32", "2001:db8::/64"],
   "annotations": "ignore",
@@ -151,6 +151,7 @@ TEST(Config, ReadsEveryKey) {
   EXPECT_TRUE(many.other_family_bypass);
   EXPECT_TRUE(many.spread_flows);
   EXPECT_FALSE(many.keep_flows);
+  EXPECT_TRUE(many.force);
   EXPECT_EQ(gateways_of(many),
             (Texts{"192.0.2.22 203.0.113.10 2001:db8:1::10 203.0.113.12", "2001:db8::21 2001:db8:1::7 203.0.113.9",
                    "192.0.2.21 203.0.113.11", "192.0.2.254"}));
@@ -196,6 +197,7 @@ TEST(Config, HasDefaultsForMostKeysOfAClass) {
   EXPECT_FALSE(other.other_family_bypass);
   EXPECT_FALSE(other.spread_flows);
   EXPECT_TRUE(other.keep_flows);
+  EXPECT_FALSE(other.force);
   EXPECT_TRUE(other.except.empty());
   EXPECT_TRUE(other.destinations[0].ports.empty());
 }
@@ -541,6 +543,7 @@ TEST(Config, RefusesWhatIsWrongWithPathValueAndReason) {
        "f: classes[2].otherFamily: \"ipv6\": must be \"drop\" or \"bypass\"\n"},
       {{{"/classes/2/spread", "\"flows\""}}, "f: classes[2].spread: \"flows\": must be \"pod\" or \"flow\"\n"},
       {{{"/classes/2/onChange", "\"\""}}, "f: classes[2].onChange: \"\": must be \"keep\" or \"cut\"\n"},
+      {{{"/classes/2/force", "\"yes\""}}, "f: classes[2].force: \"yes\": must be true or false"},
       // gateways
       {{{"/classes/0/gateways", nullptr}}, "f: classes[0].gateways: required, but missing"},
       {{{"/classes/0/gateways", "[]"}}, "f: classes[0].gateways: []: must not be empty"},

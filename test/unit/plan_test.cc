@@ -150,6 +150,7 @@ TEST(Plan, AClassIsPassedOnAsItIs) {
   EXPECT_FALSE(plain.classes[0].other_family_bypass);
   EXPECT_FALSE(plain.classes[0].spread_flows);
   EXPECT_TRUE(plain.classes[0].keep_flows);
+  EXPECT_FALSE(plain.classes[0].force);
   const auto changed_of = [&](const auto& change) {
     ClassConfig changed = c;
     change(changed);
@@ -159,6 +160,7 @@ TEST(Plan, AClassIsPassedOnAsItIs) {
   EXPECT_TRUE(changed_of([](ClassConfig& changed) { changed.other_family_bypass = true; }).other_family_bypass);
   EXPECT_TRUE(changed_of([](ClassConfig& changed) { changed.spread_flows = true; }).spread_flows);
   EXPECT_FALSE(changed_of([](ClassConfig& changed) { changed.keep_flows = false; }).keep_flows);
+  EXPECT_TRUE(changed_of([](ClassConfig& changed) { changed.force = true; }).force);
 }
 
 TEST(Plan, TheTopOfTheFileIsPassedOn) {
