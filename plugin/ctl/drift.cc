@@ -12,18 +12,11 @@
 #include "datapath/paths.h"
 #include "datapath/route_lookup.h"
 #include "datapath/system_changes.h"
+#include "datapath/tunnel.h"
 #include "util/file.h"
 
 namespace egressclass::ctl {
 namespace {
-
-/// An address in a prefix that no router would refuse for what it is: of "everything", one of the Internet.
-Ip sample(const Prefix& prefix) {
-  Ip ip = prefix.ip;
-  if (prefix == Prefix{ip, ip.is_v4() ? 96U : 0U}) ip.bytes[ip.is_v4() ? 12 : 0] = ip.is_v4() ? 1 : 0x20;
-  if (prefix.length < 128) ip.bytes[15] |= 1;
-  return ip;
-}
 
 const Ip* any_egress_ip(const Plan& plan, bool v4) {
   for (const PlannedClass& c : plan.classes)
@@ -40,7 +33,8 @@ const Prefix* unreachable(const RouteLookup& routes, const PlannedClass& c, cons
   for (const Destination& destination : c.destinations) {
     if (destination.prefix.ip.is_v4() != slot.ip.is_v4()) continue;
     if (asked++ == kEnough) break;
-    if (!routes.has_route(slot.ip, sample(destination.prefix), slot.mark)) return &destination.prefix;
+    const auto route = routes.find(slot.ip, sample_of(destination.prefix), slot.mark);
+    if (route && !*route) return &destination.prefix;
   }
   return nullptr;
 }
@@ -58,6 +52,13 @@ class Comparison {
     const std::string was = before == Ip{} ? "none" : before.str();
     found_.push_back("this node's address among `nodes` is " + (after == Ip{} ? "none" : after.str()) +
                      " now, and was " + was + " at the last apply" + kAgain);
+  }
+
+  void tunnel(const Plan& plan, unsigned in_force) {
+    const auto mtu = tunnel_mtu(netlink_, plan);
+    if (mtu && in_force != 0 && *mtu != in_force)
+      found_.push_back("packets of " + std::to_string(*mtu) + " bytes fit into the tunnel now, and it was made for " +
+                       std::to_string(in_force) + kAgain);
   }
 
   void hops(const PlannedClass& c, const ec_class& entry) {
@@ -130,6 +131,7 @@ std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachm
   Comparison comparison(netlink);
   comparison.underlay(plan->underlay4, node->underlay4);
   comparison.underlay(plan->underlay6, node->underlay6);
+  comparison.tunnel(*plan, node->tunnel_mtu);
   for (const PlannedClass& c : plan->classes) {
     if (auto entry = classes->find(c.id); entry && *entry) comparison.hops(c, **entry);
     comparison.egress_ips(c, placed->addresses());

@@ -9,9 +9,30 @@
 namespace egressclass {
 namespace {
 
+struct Answer {
+  int error = 0;
+  Route route;
+};
+
 int note_errno(sockaddr_nl*, nlmsgerr* answer, void* context) {
-  *static_cast<int*>(context) = -answer->error;
+  static_cast<Answer*>(context)->error = -answer->error;
   return NL_STOP;
+}
+
+int note_route(nl_msg* message, void* context) {
+  Route& route = static_cast<Answer*>(context)->route;
+  nlmsghdr* header = nlmsg_hdr(message);
+  if (const nlattr* oif = nlmsg_find_attr(header, sizeof(rtmsg), RTA_OIF))
+    route.ifindex = static_cast<int>(nla_get_u32(oif));
+  // What expires was learned from ICMP, and is not the route's.
+  rta_cacheinfo cached{};
+  if (const nlattr* info = nlmsg_find_attr(header, sizeof(rtmsg), RTA_CACHEINFO))
+    nla_memcpy(&cached, info, sizeof(cached));
+  const nlattr* metrics = nlmsg_find_attr(header, sizeof(rtmsg), RTA_METRICS);
+  if (metrics == nullptr || cached.rta_expires != 0) return NL_OK;
+  if (const nlattr* mtu = nla_find(static_cast<const nlattr*>(nla_data(metrics)), nla_len(metrics), RTAX_MTU))
+    route.mtu = nla_get_u32(mtu);
+  return NL_OK;
 }
 
 bool put_ip(nl_msg* message, int attribute, const Ip& ip) {
@@ -21,6 +42,13 @@ bool put_ip(nl_msg* message, int attribute, const Ip& ip) {
 
 }  // namespace
 
+Ip sample_of(const Prefix& prefix) {
+  Ip ip = prefix.ip;
+  if (prefix == Prefix{ip, ip.is_v4() ? 96U : 0U}) ip.bytes[ip.is_v4() ? 12 : 0] = ip.is_v4() ? 1 : 0x20;
+  if (prefix.length < 128) ip.bytes[15] |= 1;
+  return ip;
+}
+
 Result<RouteLookup> RouteLookup::open() {
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
@@ -29,7 +57,7 @@ Result<RouteLookup> RouteLookup::open() {
   return RouteLookup(std::move(*netlink));
 }
 
-bool RouteLookup::has_route(const Ip& source, const Ip& to, std::uint32_t mark) const {
+Result<std::optional<Route>> RouteLookup::find(const Ip& source, const Ip& to, std::uint32_t mark) const {
   const unsigned char bits = to.is_v4() ? 32 : 128;
   rtmsg request{};
   request.rtm_family = to.is_v4() ? AF_INET : AF_INET6;
@@ -38,13 +66,18 @@ bool RouteLookup::has_route(const Ip& source, const Ip& to, std::uint32_t mark) 
   if (!message || nlmsg_append(message.get(), &request, sizeof(request), NLMSG_ALIGNTO) < 0 ||
       !put_ip(message.get(), RTA_SRC, source) || !put_ip(message.get(), RTA_DST, to) ||
       nla_put_u32(message.get(), RTA_MARK, mark) < 0)
-    return true;
-  int refusal = 0;
+    return system_error("cannot ask for a route", to.str(), ENOMEM);
+  Answer answer;
   const CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));
-  nl_cb_err(callbacks.get(), NL_CB_CUSTOM, note_errno, &refusal);
-  if (nl_send_auto(netlink_.socket(), message.get()) < 0) return true;
-  nl_recvmsgs(netlink_.socket(), callbacks.get());
-  return refusal != ENETUNREACH && refusal != EHOSTUNREACH && refusal != EACCES;
+  nl_cb_set(callbacks.get(), NL_CB_VALID, NL_CB_CUSTOM, note_route, &answer);
+  nl_cb_err(callbacks.get(), NL_CB_CUSTOM, note_errno, &answer);
+  int err = nl_send_auto(netlink_.socket(), message.get());
+  if (err >= 0) err = nl_recvmsgs(netlink_.socket(), callbacks.get());
+  const bool refused = answer.error == ENETUNREACH || answer.error == EHOSTUNREACH || answer.error == EACCES;
+  if (refused) return std::optional<Route>();
+  if (answer.error != 0) return system_error("cannot ask for a route", to.str(), answer.error);
+  if (err < 0) return netlink_error("cannot ask for a route", to.str(), err);
+  return std::optional<Route>(answer.route);
 }
 
 }  // namespace egressclass

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "core/ip.h"
@@ -10,12 +11,19 @@
 
 namespace egressclass {
 
+struct Route {
+  int ifindex = 0;   ///< by which it leaves
+  unsigned mtu = 0;  ///< that the route itself has; 0: none, the interface's counts
+};
+
+/// An address in a prefix that no router would refuse for what it is: of "everything", one of the Internet.
+Ip sample_of(const Prefix& prefix);
+
 class RouteLookup {
  public:
   static Result<RouteLookup> open();
-  /// Whether it knows a way for a packet with that source, an address of this node, and that mark. True where it cannot
-  /// be asked.
-  bool has_route(const Ip& source, const Ip& to, std::uint32_t mark) const;
+  /// The way of a packet with that source, an address of this node, and that mark. No value: there is none.
+  Result<std::optional<Route>> find(const Ip& source, const Ip& to, std::uint32_t mark) const;
 
  private:
   explicit RouteLookup(Netlink netlink) : netlink_(std::move(netlink)) {}

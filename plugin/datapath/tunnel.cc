@@ -17,12 +17,15 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "core/mark.h"
 #include "datapath/bpf_link.h"
 #include "datapath/paths.h"
+#include "datapath/route_lookup.h"
 #include "datapath/system_changes.h"
 #include "util/all_errors.h"
 
@@ -207,20 +210,43 @@ Status remove_return_route(const Netlink& netlink, int family, std::uint32_t mar
   return Ok{};
 }
 
-/// What fits into the tunnel: the uplinks' MTU without the outer headers.
-Result<unsigned> tunnel_mtu(const Netlink& netlink, const Plan& plan) {
-  unsigned mtu = UINT16_MAX;
-  for (const auto& underlay : {plan.underlay4, plan.underlay6}) {
-    if (!underlay) continue;
-    auto link = netlink.link(underlay->ifindex);
-    if (!link) return link.error();
-    if (!*link) return make_error("the uplink is gone", "ifindex " + std::to_string(underlay->ifindex));
-    mtu = std::min(mtu, (*link)->mtu - std::min((*link)->mtu, underlay->ip.is_v4() ? kVxlanBytes : kVxlan6Bytes));
+/// The longest packet that this node can send to the others from its underlay address, which may be on another
+/// interface than those by which it sends (on `lo`, where the host itself routes).
+Result<unsigned> underlay_mtu(const Netlink& netlink, const Plan& plan, const Underlay& underlay) {
+  auto link = netlink.link(underlay.ifindex);
+  if (!link) return link.error();
+  if (!*link) return make_error("the uplink is gone", "ifindex " + std::to_string(underlay.ifindex));
+  std::map<int, unsigned> mtu_of = {{underlay.ifindex, (*link)->mtu}};
+  unsigned mtu = (*link)->mtu;
+
+  const auto routes = RouteLookup::open();
+  if (!routes) return routes.error();
+  for (const Prefix& sender : plan.senders) {
+    if (sender.ip.is_v4() != underlay.ip.is_v4()) continue;
+    const auto route = routes->find(underlay.ip, sample_of(sender), 0);
+    if (!route || !*route) continue;  // which is for others to say
+    if (!mtu_of.contains((*route)->ifindex)) {
+      auto uplink = netlink.link((*route)->ifindex);
+      if (!uplink) return uplink.error();
+      mtu_of[(*route)->ifindex] = *uplink ? (*uplink)->mtu : UINT_MAX;
+    }
+    mtu = std::min({mtu, mtu_of[(*route)->ifindex], (*route)->mtu != 0 ? (*route)->mtu : UINT_MAX});
   }
   return mtu;
 }
 
 }  // namespace
+
+Result<unsigned> tunnel_mtu(const Netlink& netlink, const Plan& plan) {
+  unsigned least = UINT16_MAX;
+  for (const auto& underlay : {plan.underlay4, plan.underlay6}) {
+    if (!underlay) continue;
+    auto mtu = underlay_mtu(netlink, plan, *underlay);
+    if (!mtu) return mtu.error();
+    least = std::min(least, *mtu - std::min(*mtu, underlay->ip.is_v4() ? kVxlanBytes : kVxlan6Bytes));
+  }
+  return least;
+}
 
 const char* const kTunnelInPin = "/sys/fs/bpf/egressclass/links/egress0-in";
 const char* const kTunnelOutPin = "/sys/fs/bpf/egressclass/links/egress0-out";

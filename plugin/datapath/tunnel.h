@@ -17,6 +17,10 @@ struct Tunnel {
   unsigned mtu = 0;
 };
 
+/// The longest packet, in bytes, that fits into the tunnel, by the interfaces and routes to the other nodes as they are
+/// now.
+Result<unsigned> tunnel_mtu(const Netlink& netlink, const Plan& plan);
+
 /// Makes device, programs on it, rule and route; keeps what is right already. A device of that name that is not
 /// ours is an error.
 Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Programs& programs);
