@@ -37,7 +37,7 @@ UTIL     := $(wildcard plugin/util/*.cc)
 CORE     := $(wildcard plugin/core/*.cc)
 PROTOCOL := plugin/cni/protocol.cc plugin/cni/result.cc
 # What the plugin needs of the datapath: pods, not the node.
-POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc bpf_object.cc device_program.cc expedite.cc host_veth.cc netlink.cc pod_datapath.cc)
+POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc bpf_object.cc device_program.cc expedite.cc host_veth.cc link_pins.cc netlink.cc pod_datapath.cc)
 NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
 CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
 BOOT     := $(wildcard plugin/bootstrap/*.cc)

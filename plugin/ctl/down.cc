@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -13,8 +12,8 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/expedite.h"
+#include "datapath/link_pins.h"
 #include "datapath/node_datapath.h"
-#include "datapath/paths.h"
 #include "util/lock.h"
 #include "util/text.h"
 
@@ -31,11 +30,9 @@ std::vector<std::string> running_pods() {
       pods[std::to_string(attachment.host_ifindex)] =
           printable(attachment.pod.name_space + "/" + attachment.pod.name, 330);
   }
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(paths::kLinkPins, ec)) {
-    const std::string number = entry.path().filename();
-    if (number.find_first_not_of("0123456789") != std::string::npos) continue;
-    auto link = read_link(entry.path());
+  for (const int ifindex : classifier_pins()) {
+    auto link = read_link(classifier_pin(ifindex));
+    const std::string number = std::to_string(ifindex);
     if (!link || (*link && (*link)->ifindex != 0)) pods.try_emplace(number, "the one behind interface " + number);
   }
   std::vector<std::string> names;

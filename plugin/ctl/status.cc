@@ -20,6 +20,7 @@
 #include "datapath/counters.h"
 #include "datapath/flows.h"
 #include "datapath/integrity.h"
+#include "datapath/link_pins.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"

@@ -21,6 +21,7 @@
 #include "datapath/expedite.h"
 #include "datapath/flows.h"
 #include "datapath/integrity.h"
+#include "datapath/link_pins.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "datapath/nft.h"
@@ -154,17 +155,6 @@ std::set<Ip> local_egress_ips(const Plan& plan) {
   return ips;
 }
 
-/// By ifindex; they are no pods'.
-constexpr const char* kNextHopPins = "/sys/fs/bpf/egressclass/links/nexthop-";
-
-std::vector<std::string> nexthop_pins() {
-  std::vector<std::string> pins;
-  for (const std::string& name : names_in(paths::kLinkPins))
-    if (std::string pin = std::string(paths::kLinkPins) + "/" + name; pin.starts_with(kNextHopPins))
-      pins.push_back(std::move(pin));
-  return pins;
-}
-
 /// nexthop_in on the interfaces by which replies of next hops come, and on no other any more. Without forwarding there
 /// the kernel would not say whether a next hop is its neighbour (bpf_fib_lookup).
 Status watch_nexthops(const Netlink& netlink, const Plan& plan, const Programs& programs, SystemChanges& changes) {
@@ -225,14 +215,11 @@ Result<std::vector<Reclassed>> settle_pods(const Netlink& netlink, const Plan& p
 
 /// How many interfaces have a classifier of ours, whether or not there is a record for it.
 std::size_t classified_interfaces() {
-  std::size_t count = 0;
-  for (const std::string& name : names_in(paths::kLinkPins)) {
-    const std::string pin = std::string(paths::kLinkPins) + "/" + name;
-    if (pin == kTunnelInPin || pin == kTunnelOutPin || pin.starts_with(kNextHopPins)) continue;
-    auto link = read_link(pin);
-    count += !link || (*link && (*link)->ifindex != 0) ? 1 : 0;
-  }
-  return count;
+  const auto pins = classifier_pins();
+  return static_cast<std::size_t>(std::ranges::count_if(pins, [](int ifindex) {
+    auto link = read_link(classifier_pin(ifindex));
+    return !link || (*link && (*link)->ifindex != 0);
+  }));
 }
 
 /// Somebody removed the pins: pods that run are classified still (classify_again), maybe by maps to which nothing
@@ -241,7 +228,7 @@ std::size_t classified_interfaces() {
 Status restore_links(const Netlink& netlink) {
   std::vector<Attachment> alive = list_attachments();
   std::erase_if(alive, [&](const Attachment& attachment) {
-    const auto link = read_link(std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex));
+    const auto link = read_link(classifier_pin(attachment.host_ifindex));
     return !is_alive(netlink, attachment) || (link && *link);
   });
   if (alive.empty()) return Ok{};
@@ -253,8 +240,6 @@ Status restore_links(const Netlink& netlink) {
 }
 
 }  // namespace
-
-std::string nexthop_pin(int ifindex) { return kNextHopPins + std::to_string(ifindex); }
 
 Result<NodeFacts> gather_public_facts() {
   NodeFacts facts;

@@ -36,9 +36,6 @@ Result<RulesetChange> fit(const Plan& plan);
 Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& programs, RulesetChange rulesets,
                                        const std::vector<Attachment>& attachments);
 
-/// Where the link of nexthop_in on an interface is pinned.
-std::string nexthop_pin(int ifindex);
-
 /// Removes everything of ours, except that pods with a class keep their classifier, which drops what it would have
 /// steered. Returns how many such pods there are. Every step is tried, and the error says all that failed; then what
 /// another try needs is still there.

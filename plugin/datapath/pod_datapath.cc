@@ -16,16 +16,13 @@
 #include "datapath/cookie_map.h"
 #include "datapath/device_program.h"
 #include "datapath/expedite.h"
+#include "datapath/link_pins.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
 #include "util/all_errors.h"
 
 namespace egressclass {
 namespace {
-
-std::string link_pin(const Attachment& attachment) {
-  return std::string(paths::kLinkPins) + "/" + std::to_string(attachment.host_ifindex);
-}
 
 ec_attachment attachment_entry(const Attachment& attachment) {
   ec_attachment entry{};
@@ -101,7 +98,9 @@ Status attach_steps(const Attachment& attachment) {
     if (auto done = endpoints->set(to_ec(ip), endpoint_entry(attachment)); !done) return done;
   {
     const Expedite expedite;
-    if (auto done = attach_link(program->get(), attachment.host_ifindex, Hook::kIngress, link_pin(attachment)); !done)
+    if (auto done = attach_link(program->get(), attachment.host_ifindex, Hook::kIngress,
+                                classifier_pin(attachment.host_ifindex));
+        !done)
       return done;
     if (auto held = hold_program(second->get(), attachment.host_ifindex, *id); !held) return held;
   }
@@ -141,7 +140,7 @@ Status detach_veth(const Attachment& attachment) {
   if (!entry) return entry.error();
   if (*entry != attachment.cookie()) return Ok{};
 
-  const std::string pin = link_pin(attachment);
+  const std::string pin = classifier_pin(attachment.host_ifindex);
   auto link = read_link(pin);
   if (!link) return link.error();
   auto second = open_second_classifier();
@@ -181,10 +180,10 @@ Status detach_pod(const Attachment& attachment) {
   AllErrors errors;
   if (has_map("attachments"))
     errors.add(detach_veth(attachment));
-  else if (auto link = read_link(link_pin(attachment)); link && *link && (*link)->ifindex != 0)
-    errors.add(
-        make_error("cannot tell whether a classifier is this attachment's",
-                   link_pin(attachment) + " is live, but the map `attachments` is not pinned; run `egressctl apply`"));
+  else if (auto link = read_link(classifier_pin(attachment.host_ifindex)); link && *link && (*link)->ifindex != 0)
+    errors.add(make_error("cannot tell whether a classifier is this attachment's",
+                          classifier_pin(attachment.host_ifindex) +
+                              " is live, but the map `attachments` is not pinned; run `egressctl apply`"));
   if (has_map("endpoints")) errors.add(forget_endpoints(attachment));
   return errors.status();
 }
@@ -263,7 +262,7 @@ Status check_pod(const Attachment& attachment) {
 
 Status PodChecker::check(const Attachment& attachment) const {
   const auto& [attachments, endpoints, classes, node, classifier_id, second_classifier_id, same_maps] = *common_;
-  auto link = read_link(link_pin(attachment));
+  auto link = read_link(classifier_pin(attachment.host_ifindex));
   if (!link) return link.error();
   if (!*link) return check_error(attachment, "the pin of the classifier's link is missing");
   if ((*link)->ifindex == 0 && is_gone(attachment))

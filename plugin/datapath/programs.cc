@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -23,6 +22,7 @@
 #include "datapath/bpf_object.h"
 #include "datapath/device_program.h"
 #include "datapath/expedite.h"
+#include "datapath/link_pins.h"
 #include "datapath/load_failure.h"
 #include "datapath/maps.h"
 #include "util/c_handle.h"
@@ -172,27 +172,18 @@ Result<Fd> open_program(const std::string& name) {
   return program;
 }
 
-/// The ifindex of the pod's host veth; no value: the pin is not of a pod's link.
-std::optional<int> ifindex_of_pin(const std::string& pin) {
-  const std::string name = pin.substr(pin.rfind('/') + 1);
-  int ifindex = 0;
-  const auto [end, err] = std::from_chars(name.data(), name.data() + name.size(), ifindex);
-  return err == std::errc() && end == name.data() + name.size() ? std::optional<int>(ifindex) : std::nullopt;
-}
-
 /// By the pins, since records can be lost.
 Status replace_in_pods(const Programs& programs) {
   const auto classifier = program_id(programs.classify.get());
   if (!classifier) return classifier.error();
-  for (const std::string& pin : pins_in(paths::kLinkPins)) {
-    const auto ifindex = ifindex_of_pin(pin);
-    if (!ifindex) continue;
+  for (const int ifindex : classifier_pins()) {
+    const std::string pin = classifier_pin(ifindex);
     auto link = read_link(pin);
     if (!link) return link.error();
-    if (!*link || (*link)->ifindex != *ifindex) continue;  // its veth is gone; DEL will follow
+    if (!*link || (*link)->ifindex != ifindex) continue;  // its veth is gone; DEL will follow
     if ((*link)->program_id != *classifier)
-      if (auto done = attach_link(programs.classify.get(), *ifindex, Hook::kIngress, pin); !done) return done;
-    if (auto held = hold_program(programs.classify_again.get(), *ifindex, *classifier); !held) return held;
+      if (auto done = attach_link(programs.classify.get(), ifindex, Hook::kIngress, pin); !done) return done;
+    if (auto held = hold_program(programs.classify_again.get(), ifindex, *classifier); !held) return held;
   }
   return Ok{};
 }

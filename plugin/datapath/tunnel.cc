@@ -24,6 +24,7 @@
 
 #include "core/mark.h"
 #include "datapath/bpf_link.h"
+#include "datapath/link_pins.h"
 #include "datapath/paths.h"
 #include "datapath/route_lookup.h"
 #include "datapath/system_changes.h"
@@ -247,9 +248,6 @@ Result<unsigned> tunnel_mtu(const Netlink& netlink, const Plan& plan) {
   }
   return least;
 }
-
-const char* const kTunnelInPin = "/sys/fs/bpf/egressclass/links/egress0-in";
-const char* const kTunnelOutPin = "/sys/fs/bpf/egressclass/links/egress0-out";
 
 Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Programs& programs) {
   auto mtu = tunnel_mtu(netlink, plan);

@@ -31,8 +31,4 @@ Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask);
 /// Whether the rules and the route are in place.
 bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, const Tunnel& tunnel);
 
-/// Link pins of the two programs on egress0.
-extern const char* const kTunnelInPin;
-extern const char* const kTunnelOutPin;
-
 }  // namespace egressclass
