@@ -19,12 +19,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import pace
 from light_fleet import Place, family_of
+from pace import patience
 from traffic import opened
 from wire import server
 
 DATAGRAM_RATE, LINE_RATE, FRESH_RATE = 200, 50, 25
-FORGOTTEN = 3.0         # a new flow without an answer for so many seconds has none
 OPEN, FRESH = 0, 1      # kinds of datagrams
 
 
@@ -112,22 +113,22 @@ class Traffic:
         self._thread.start()
         return self
 
-    def stop(self, patience: float = 0.4) -> None:
+    def stop(self) -> None:
         """Send no more, and wait for answers that are on their way, or in our own queues: on a busy machine this thread is late. What has
         none when nothing comes any more is lost."""
         if not self._sending:
             return
-        self._sending, now = False, time.time()
+        self._sending, now, quiet = False, time.time(), patience(0.4)
         self._busy = time.monotonic()
-        while time.monotonic() < self._busy + patience and time.time() < now + 5 and any(
-                journal.lost(now - patience) for track in self.tracks.values() for journal in (track.datagrams, track.lines, track.fresh)):
+        while time.monotonic() < self._busy + quiet and time.time() < now + patience(5) and any(
+                journal.lost(now - quiet) for track in self.tracks.values() for journal in (track.datagrams, track.lines, track.fresh)):
             time.sleep(0.01)
 
     def __exit__(self, kind, *exception) -> None:
         self.stop()
         self._end.set()
         os.write(self._wake[1], b".")
-        self._thread.join(5)
+        self._thread.join(patience(5))
         for used in self._sockets:
             used.close()
         self._poll.close()
@@ -198,7 +199,7 @@ class Traffic:
 
     def _connect(self, track: Track) -> None:
         client = opened(track.place, track.address, "tcp")
-        client.settimeout(3)
+        client.settimeout(patience(3))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))    # else the kernel goes on after close()
         client.connect((track.address, track.port))
@@ -253,12 +254,12 @@ class Traffic:
                 pass
         self._register(sender, on_answer)
         self._datagram(sender, FRESH, track.fresh)
-        self._closing.append((time.monotonic() + 2, sender))      # a late answer must not find it closed
+        self._closing.append((time.monotonic() + patience(2), sender))      # a late answer must not find it closed
 
     # --- the loop
 
-    def _every(self, rate: int, function: Callable[[], None]) -> None:
-        self._due.append([time.monotonic(), 1 / rate, function])
+    def _every(self, per_second: int, function: Callable[[], None]) -> None:
+        self._due.append([time.monotonic(), 1 / pace.rate(pace.rate(per_second)), function])     # slow, and one thread for all
 
     def _run(self) -> None:
         with suppress(PermissionError):     # a machine that is busy with something else is not to look like a loss
