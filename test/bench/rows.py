@@ -107,7 +107,7 @@ COMMIT
 -A POSTROUTING -j EGRESSGATEWAY-SNAT-EIP
 {{snat}}COMMIT
 """
-    ends = (site.node, NODE, "10.200.0.1", "02:00:00:00:01:01"), (site.gateway, GATEWAY, "10.200.0.2", "02:00:00:00:01:02")
+    ends = (site.node, NODE, "10.200.0.1", "02:00:00:00:0e:01"), (site.gateway, GATEWAY, "10.200.0.2", "02:00:00:00:0e:02")
     for own, other in (ends, ends[::-1]):
         host, address, inner, mac = own
         host.run(f"""set -e
@@ -133,7 +133,7 @@ def attach(name: str, device: str) -> None:
 def bpf_vxlan(site: Site) -> None:
     """Cilium's shape. Its nodes masquerade in BPF, so the worker has no conntrack hooks at all; on the gateway nft translates, and does not
     track the tunnel itself."""
-    macs = {site.node: "02:00:00:00:02:01", site.gateway: "02:00:00:00:02:02"}
+    macs = {site.node: "02:00:00:00:0f:01", site.gateway: "02:00:00:00:0f:02"}
     for host, mac in macs.items():
         host.run(f"""set -e
             ip link add vxlan0 address {mac} mtu 1500 type vxlan external dstport 8472; ip link set vxlan0 up
@@ -209,7 +209,7 @@ class Row:
 ROWS = [Row("A", "plain forwarding", plain, POD, quick=True),
         Row("B", "node masquerade", masquerade, NODE_WAN, quick=True),
         Row("BK", f"B, kube-proxy of {SERVICES}", with_kube_proxy, NODE_WAN),
-        Row("C", "nft SNAT on node", kube_vip, EGRESS_IP),
+        Row("C", "kube-vip's nft SNAT", kube_vip, EGRESS_IP),
         Row("D", "mark, policy route", policy_route, EGRESS_IP),
         Row("E", "ipset, kernel VXLAN", ipset_vxlan, EGRESS_IP),
         Row("F", "BPF, kernel VXLAN", bpf_vxlan, EGRESS_IP, quick=True),

@@ -57,18 +57,18 @@ static struct sockaddr_in at(const char* address, int port) {
 
 static int new_socket(int type) {
   int s = socket(AF_INET, type, 0), on = 1;
-  struct timeval patience = {.tv_sec = 5};
   if (s < 0) err(1, "socket");
   if (type == SOCK_STREAM) setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-  setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   return s;
 }
 
 static int connected(int type, const char* address, int port) {
   struct sockaddr_in to = at(address, port);
+  struct timeval patience = {.tv_sec = 5};
   int s = new_socket(type);
+  setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   if (connect(s, (struct sockaddr*)&to, sizeof(to))) err(1, "connect to port %d", port);
   return s;
 }
