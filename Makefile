@@ -6,7 +6,8 @@
 #   make fmt        format the sources          make dist       a tarball and a .deb in build/dist
 #   make clean
 #
-#   make test-thorough, test-kernel, fuzz, bench-cni: what takes many minutes, or an idle machine
+#   make test-thorough, test-kernel, fuzz: what takes many minutes
+#   make bench, bench-quick (the datapath beside others), bench-cni, bench-apply: what needs an idle machine
 #
 # V=1 shows the commands. Everything that is made goes to build/.
 
@@ -53,8 +54,9 @@ SHELL_FILES  := scripts/deps scripts/dist scripts/bootstrap.sh $(wildcard script
                 $(addprefix test/kernel/,boot get_kernel guest_task initrd_init run)
 CXX_FILES     = $(shell find plugin test -name '*.cc' -o -name '*.h')
 BPF_FILES    := $(wildcard bpf/*.c bpf/*.h)
+C_FILES      := $(wildcard test/bench/*.c)
 
-.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough test-kernel test-kernel-quick fuzz bench-cni bench-apply lint fmt install dist clean
+.PHONY: all deps demo test test-unit test-fuzz test-bpf test-lab test-runtime test-thorough test-kernel test-kernel-quick fuzz bench bench-quick bench-cni bench-apply lint fmt install dist clean
 all: $(B)/egressclass $(B)/egressctl $(B)/egressd
 
 # One static executable: it is copied onto hosts that have none of our libraries.
@@ -192,7 +194,24 @@ fuzz: $(FUZZERS)
 	$(call say,FUZZ,'$(FUZZ_SECONDS) s each: $(FUZZ_TARGETS)')
 	$(call run_fuzzers,$(FUZZ_SECONDS))
 
-# Needs an idle machine: wall time against other plugins.
+# Needs an idle machine, each of these. The datapath beside plain masquerade and what others do: test/bench/README.md.
+BENCH := $(addprefix $(B)/bench/,traffic steer.bpf.o)
+bench: all $(BENCH)
+	$(Q)test/bench/datapath
+bench-quick: all $(BENCH)
+	$(Q)test/bench/datapath --quick
+
+$(B)/bench/traffic: test/bench/traffic.c
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)gcc -O2 -g -Wall -Wextra -Werror -MMD -MP -o $@ $<
+
+$(B)/bench/%.bpf.o: test/bench/%.bpf.c
+	$(call say,BPF,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPFFLAGS) -c -o $@ $<
+
+# Wall time against other plugins.
 bench-cni: all
 	$(Q)test/bench/cni
 
@@ -208,7 +227,7 @@ demo: deps
 
 lint: $(SKELETON)
 	$(call say,LINT,clang-format)
-	$(Q)clang-format --dry-run -Werror $(CXX_FILES) $(BPF_FILES)
+	$(Q)clang-format --dry-run -Werror $(CXX_FILES) $(BPF_FILES) $(C_FILES)
 	$(call say,LINT,shellcheck)
 	$(Q)shellcheck $(SHELL_FILES)
 	$(call say,LINT,clang-tidy)
@@ -216,7 +235,7 @@ lint: $(SKELETON)
 	    -std=c++20 -Iplugin -Ibpf -isystem $(B)/bpf -isystem /usr/include/libnl3 2> >(grep -v 'warnings generated' >&2)
 
 fmt:
-	$(Q)clang-format -i $(CXX_FILES) $(BPF_FILES)
+	$(Q)clang-format -i $(CXX_FILES) $(BPF_FILES) $(C_FILES)
 
 # The plugin waits in libexec until bootstrap puts it where the runtime looks.
 install: all
