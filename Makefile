@@ -163,9 +163,10 @@ test-fuzz: $(FUZZERS)
 test-bpf: $(B)/test/bpf
 	$(call say,TEST,bpf)
 	$(Q)$(ISOLATED) $(B)/test/bpf --gtest_brief=1
+BENCH := $(addprefix $(B)/bench/,traffic steer.bpf.o)
 # A file at a time on each processor, the longest first, each in namespaces of its own.
 LAB_TESTS := $(shell ls -S test/lab/test_*.py)
-test-lab: all
+test-lab: all $(BENCH)
 	$(call say,TEST,lab)
 	@mkdir -p $(B)/lab
 	$(Q)printf '%s\n' $(LAB_TESTS) | xargs -P$$(nproc) -I{} sh -c ' \
@@ -195,7 +196,6 @@ fuzz: $(FUZZERS)
 	$(call run_fuzzers,$(FUZZ_SECONDS))
 
 # Needs an idle machine, each of these. The datapath beside plain masquerade and what others do: test/bench/README.md.
-BENCH := $(addprefix $(B)/bench/,traffic steer.bpf.o)
 bench: all $(BENCH)
 	$(Q)test/bench/datapath
 bench-quick: all $(BENCH)
