@@ -124,7 +124,7 @@ static void serve_connections(const char* address) {
     socklen_t length = sizeof(peer);
     int s = accept(listener, (struct sockaddr*)&peer, &length);
     char byte;
-    if (s >= 0 && read(s, &byte, 1) == 1 && write(s, &peer.sin_addr, sizeof(peer.sin_addr)) < 0) warn("answer");
+    while (read(s, &byte, 1) == 1 && write(s, &peer.sin_addr, sizeof(peer.sin_addr)) > 0) continue;
     close(s);
   }
 }
@@ -186,12 +186,15 @@ static int answered_flow(const char* address) {
   return s;
 }
 
+/* Reset, so that outside keeps no TIME_WAIT: who chooses source ports by chance would soon meet one, and wait a second
+ * for it. */
 static struct in_addr connect_once(const char* address) {
   struct in_addr answer;
   int s = connected(SOCK_STREAM, address, PORT_CONNECT);
   char byte = HELLO;
-  if (write(s, &byte, 1) != 1 || read(s, &answer, sizeof(answer)) != sizeof(answer) || read(s, &byte, 1) != 0)
-    err(1, "a connection was not answered and closed");
+  struct linger at_once = {.l_onoff = 1};
+  setsockopt(s, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+  if (write(s, &byte, 1) != 1 || read(s, &answer, sizeof(answer)) != sizeof(answer)) err(1, "no answer");
   close(s);
   return answer;
 }
