@@ -38,7 +38,7 @@ UTIL     := $(wildcard plugin/util/*.cc)
 CORE     := $(wildcard plugin/core/*.cc)
 PROTOCOL := plugin/cni/protocol.cc plugin/cni/result.cc
 # What the plugin needs of the datapath: pods, not the node.
-POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc bpf_object.cc device_program.cc expedite.cc host_veth.cc link_pins.cc netlink.cc pod_datapath.cc)
+POD      := $(addprefix plugin/datapath/,attachment_store.cc bpf_link.cc bpf_object.cc device_program.cc expedite.cc host_veth.cc in_netns.cc link_pins.cc netlink.cc pod_datapath.cc)
 NODE     := $(filter-out $(POD),$(wildcard plugin/datapath/*.cc))
 CNI      := $(filter-out $(PROTOCOL),$(wildcard plugin/cni/*.cc))
 BOOT     := $(wildcard plugin/bootstrap/*.cc)
@@ -115,13 +115,13 @@ $(B)/test/unit: $(call sanitized,$(UNIT_TESTS) $(UTIL) $(CORE) $(PROTOCOL) $(BOO
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -lz -pthread
 
-# What fills the maps.
-MAP_FILLERS := $(addprefix plugin/datapath/,plan_maps.cc port_sets.cc rulesets.cc)
+# What fills the maps, and the nft table of the gateway's namespace.
+MAP_FILLERS := $(addprefix plugin/datapath/,gateway_rules.cc in_netns.cc nft_table.cc plan_maps.cc port_sets.cc rulesets.cc)
 
 $(B)/test/bpf: $(call sanitized,$(BPF_TESTS) $(UTIL) $(CORE) $(MAP_FILLERS))
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lgtest -lgtest_main -pthread
+	$(Q)$(CXX) $(SANITIZE) -o $@ $^ -lbpf -lnftables -lgtest -lgtest_main -pthread
 
 # Fuzz targets: libFuzzer is clang's, so here clang compiles the program too. What they find is kept in build/fuzz.
 FUZZ_TARGETS := $(patsubst test/fuzz/%_fuzz.cc,%,$(wildcard test/fuzz/*_fuzz.cc))

@@ -83,26 +83,23 @@ __noinline int find_tracked(struct __sk_buff* skb, const struct ec_flow_key* key
   return opts.dir ? TRACKED_REPLY : TRACKED_ORIGINAL;
 }
 
-/* Whether a flow with the ct mark `mark` was translated to one of the class's egress IPs. */
-static __always_inline bool is_mark_of_class(const struct ec_class* c, __u32 mark) {
-  bool found = mark == c->mark;
-  for (int i = 0; i < EC_MAX_SLOTS; i++) found |= mark == c->slots4.slot[i].mark || mark == c->slots6.slot[i].mark;
-  return found;
+/* Whether the egress IP with that id is one of the class's. */
+static __always_inline bool is_egress_ip_of(const struct ec_class* c, __u32 id) {
+  bool found = false;
+  for (int i = 0; i < EC_MAX_SLOTS; i++) found |= id == c->slots4.slot[i].id || id == c->slots6.slot[i].id;
+  return found && id;
 }
 
-/* Ends the flow to which the packet would belong, if it is not the class's: the pod has another class than when it was
- * opened, or its address was another pod's. It would leave with the egress IP of that class, and nft would drop it for
- * for as long as it tried. Without a class: if it is any class's. `bits`: of the ct mark, the class's. Returns whether
- * there is such a flow, in which of its directions. */
-__noinline int end_flow_of_others(struct __sk_buff* skb, const struct ec_flow_key* key, const struct ec_class* c,
-                                  __u32 bits) {
+/* Ends the flow to which the packet would belong, if it was translated for another class: the pod has another class
+ * than when it was opened, or its address was another pod's. It would go on with the egress IP of that class, and nft
+ * would drop it for as long as it tried. Returns whether there is such a flow, in which of its directions. In the
+ * gateway's namespace. */
+__noinline int end_flow_of_others(struct __sk_buff* skb, const struct ec_flow_key* key, const struct ec_class* c) {
   struct ec_ct_opts opts = {};
-  if (!key) return UNTRACKED;
+  if (!key || !c) return UNTRACKED;
   struct nf_conn* ct = lookup_flow(skb, key, &opts);
   if (!ct) return UNTRACKED;
-  __u32 mark = ct->mark & bits;
-  bool stays = c ? mark && is_mark_of_class(c, mark) : !mark;
-  if (!opts.dir && !stays) bpf_ct_change_timeout(ct, 0);
+  if (!opts.dir && !is_egress_ip_of(c, ct->mark & EC_MARK_ID)) bpf_ct_change_timeout(ct, 0);
   bpf_ct_release(ct);
   return opts.dir ? TRACKED_REPLY : TRACKED_ORIGINAL;
 }

@@ -8,6 +8,9 @@
  *   tunnel_in   egress0, ingress: what other nodes send us
  *   tunnel_out  egress0, egress: what we send them
  *   nexthop_in  interface towards a next hop, ingress: what comes back by there
+ *   uplink_in   interfaces of a gateway, ingress: what comes for an egress IP
+ *   gateway_in  ec1, ingress, in the gateway's namespace: what goes in there
+ *   gateway_out ec0, ingress: what comes out of it, translated
  *
  * Every packet that is not sent right is dropped with a reason. Programs return TC_ACT_UNSPEC ("next") for
  * what they let pass, so that programs attached behind them still run.
@@ -15,12 +18,15 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include <stddef.h>
 
 #include "conntrack.h"
 #include "count.h"
 #include "flows.h"
+#include "gateway.h"
 #include "gateways.h"
 #include "maps.h"
+#include "neighbours.h"
 #include "nexthop.h"
 #include "packet.h"
 #include "slots.h"
@@ -127,11 +133,7 @@ static __always_inline int classify_packet(struct __sk_buff* skb, const struct e
   if (d.verdict == EC_BYPASS) return pass(skb, id, EC_BYPASSED);
   if (d.verdict == EC_REPLY) return send_to_host(skb, n, id, pod, n->reply_mark, EC_REPLIED);
   if (d.verdict != EC_STEER || !d.hop) return drop(skb, id, d.reason);
-  if (d.hop->path == EC_PATH_LOCAL) {
-    __u32 mark = mark_to_translate(skb, n, c, &p);
-    if (!mark) return drop(skb, id, EC_DROP_NAT_EXHAUSTED);
-    return send_to_host(skb, n, id, pod, mark, EC_STEERED_LOCAL);
-  }
+  if (d.hop->path == EC_PATH_LOCAL) return to_gateway(skb, n, id, EC_MARK_NEW | id);
   set_mark(skb, n, c->mark);
   if (d.hop->path == EC_PATH_NEXTHOP) return send_to_nexthop(skb, n, id, d.hop, &p);
   return send_by_tunnel(skb, n, id, c, d.hop, &p);
@@ -219,12 +221,7 @@ int tunnel_in(struct __sk_buff* skb) {
   if (!slots_of(c, p.ipv4)->count) return drop(skb, *id, EC_DROP_FAMILY);
   if (stays_on_link(&p) || is_listed(EC_RULESET_NEVER, &p.dst)) return drop(skb, *id, EC_DROP_BAD_DESTINATION);
   if (!learn_worker(&p.src, &t, *id)) return drop(skb, *id, EC_DROP_WORKER_TABLE);
-  if (!p.later_fragment && !read_transport(skb, &p)) return drop(skb, *id, EC_DROP_NOT_IP);
-  __u32 mark = mark_to_translate(skb, n, c, &p);
-  if (!mark) return drop(skb, *id, EC_DROP_NAT_EXHAUSTED);
-  bpf_skb_change_type(skb, PACKET_HOST);
-  set_mark(skb, n, mark);
-  return pass(skb, *id, EC_GATEWAY_OUT);
+  return to_gateway(skb, n, *id, EC_MARK_NEW | EC_MARK_TUNNELED | *id);
 }
 
 /* Multicast: what the kernel says on any IPv6 device, about its own groups. Whatever its mark: that field is another
@@ -249,19 +246,7 @@ int tunnel_out(struct __sk_buff* skb) {
   }
   if (mark == 0) return drop(skb, 0, EC_DROP_STRAY);
   if (mark & n->pending_mark) return drop(skb, 0, EC_DROP_UNVERIFIED);
-  if (mark != n->return_mark) return TC_ACT_UNSPEC; /* classify has set the tunnel key */
-
-  struct packet p = {};
-  if (parse_packet(skb, &p) != PARSED_IP) return drop(skb, 0, EC_DROP_NOT_IP);
-  const struct ec_worker* worker = bpf_map_lookup_elem(&workers, &p.dst);
-  if (!worker) return drop(skb, 0, EC_DROP_WORKER_UNKNOWN);
-  __u32 id = worker->class_id;
-  const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
-  if (!c || !slots_of(c, p.ipv4)->count) return drop(skb, id, EC_DROP_CLASS_REMOVED);
-  struct ec_ip gateway = worker->gateway;
-  struct ec_ip to = worker->node;
-  if (set_tunnel(skb, c->vni, &gateway, &to)) return drop(skb, id, EC_DROP_TUNNEL_FAILED);
-  return pass(skb, id, EC_GATEWAY_BACK);
+  return TC_ACT_UNSPEC; /* who has redirected it here has set the tunnel key */
 }
 
 /* Whether the packet belongs to a flow that the pod it is for has opened by a next hop. */
@@ -298,4 +283,68 @@ int nexthop_in(struct __sk_buff* skb) {
   if (!pod || p.ttl <= 1 || !is_of_nexthop(skb, &p, pod)) return TC_ACT_UNSPEC;
   if (decrement_ttl(skb, &p)) return drop(skb, pod->class_id, EC_DROP_NOT_IP);
   return return_to_pod(skb, pod, pod->class_id);
+}
+
+/* Fast for what is not ours: all traffic of the interface passes here. */
+SEC("tc")
+int uplink_in(struct __sk_buff* skb) {
+  struct ec_ip dst = {};
+  bool may_solicit = false;
+  if (skb->vlan_present) return TC_ACT_UNSPEC; /* of an interface above this one */
+  if (skb->protocol == bpf_htons(ETH_P_IP)) {
+    __be32 v4;
+    if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &v4, sizeof(v4))) return TC_ACT_UNSPEC;
+    dst = ip_from_v4(v4);
+  } else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+    struct ipv6hdr ip;
+    if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip))) return TC_ACT_UNSPEC;
+    __builtin_memcpy(&dst, &ip.daddr, sizeof(dst));
+    may_solicit = ip.nexthdr == PROTO_ICMP6;
+  } else if (skb->protocol == bpf_htons(ETH_P_ARP)) {
+    return answer_arp(skb);
+  }
+  bool held = bpf_map_lookup_elem(&egress_ips, &dst);
+  if (may_solicit && (held || dst.w[0] == bpf_htonl(0xff020000))) {
+    int answered = answer_solicitation(skb);
+    if (answered != TC_ACT_UNSPEC) return answered;
+  }
+  if (!held) return TC_ACT_UNSPEC;
+  const struct ec_node* n = this_node();
+  if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
+  return to_gateway(skb, n, 0, 0);
+}
+
+SEC("tc")
+int gateway_in(struct __sk_buff* skb) {
+  const struct ec_node* n = this_node();
+  if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
+  __u32 mark = skb->mark;
+  if (!(mark & EC_MARK_NEW)) return TC_ACT_UNSPEC; /* from outside */
+  __u32 id = mark & EC_MARK_ID;
+  const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
+  if (!c) return drop(skb, id, EC_DROP_CLASS_REMOVED);
+  struct packet p = {};
+  if (parse_packet(skb, &p) != PARSED_IP || (!p.later_fragment && !read_transport(skb, &p)))
+    return drop(skb, id, EC_DROP_NOT_IP);
+  if (!slots_of(c, p.ipv4)->count) return drop(skb, id, EC_DROP_NOT_GATEWAY);
+  __u32 chosen = choose_egress_ip(skb, c, &p);
+  if (!chosen) return drop(skb, id, EC_DROP_NAT_EXHAUSTED);
+  skb->mark = chosen | (mark & EC_MARK_TUNNELED);
+  return pass(skb, id, (mark & EC_MARK_TUNNELED) ? EC_GATEWAY_OUT : EC_STEERED_LOCAL);
+}
+
+/* The fence: whatever happened inside, what goes outside has an egress IP. */
+SEC("tc")
+int gateway_out(struct __sk_buff* skb) {
+  const struct ec_node* n = this_node();
+  if (is_of_device_itself(skb)) return TC_ACT_SHOT;
+  if (!n || !n->applied) return drop(skb, 0, EC_DROP_DATAPATH_DOWN);
+  struct packet p = {};
+  if (parse_packet(skb, &p) != PARSED_IP) return drop(skb, 0, EC_DROP_NOT_IP);
+  const struct ec_endpoint* pod = bpf_map_lookup_elem(&endpoints, &p.dst);
+  if (pod) return return_to_pod(skb, pod, pod->class_id);
+  const struct ec_worker* worker = bpf_map_lookup_elem(&workers, &p.dst);
+  if (worker) return return_to_worker(skb, n, &p, worker);
+  const struct ec_egress_ip* from = bpf_map_lookup_elem(&egress_ips, &p.src);
+  return from ? leave_by_uplink(skb, &p, from) : drop(skb, 0, EC_DROP_NOT_TRANSLATED);
 }

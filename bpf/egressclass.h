@@ -17,7 +17,7 @@
 #define EC_SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), "layout of " #type)
 #endif
 
-#define EC_LAYOUT 3
+#define EC_LAYOUT 4
 
 #define EC_MAX_ATTACHMENTS 4096
 #define EC_MAX_ENDPOINTS 16384
@@ -32,6 +32,7 @@
 #define EC_MAX_FLOWS 65536
 #define EC_MAX_COUNTERS 65536
 #define EC_MAX_EXHAUSTED 4096
+#define EC_MAX_EGRESS_IPS 65536
 
 /* An address of either family: IPv4 as ::ffff:a.b.c.d. Network byte order. */
 struct ec_ip {
@@ -48,12 +49,12 @@ struct ec_node {
   struct ec_ip underlay4; /* this node's addresses among the configuration's `nodes`; zero: none */
   struct ec_ip underlay6;
   __u32 mark_mask;
-  __u32 return_mark;  /* gateway: reply on its way back into the tunnel */
-  __u32 reply_mark;   /* worker: reply of an inbound connection, to be verified by conntrack */
-  __u32 probe_mark;   /* probe and answer between worker and gateway */
-  __u32 pending_mark; /* one bit: nft has yet to see the packet (core/mark.h) */
-  __u32 bypass_mark;  /* for the cluster: nft drops it if a DNAT leads it out */
-  __u32 passed[2];    /* in skb->cb: classify has passed the packet on. A random number, which no pod can know */
+  __u32 gateway_ifindex; /* ec0, which leads into the gateway's namespace; 0: this node is no gateway */
+  __u32 reply_mark;      /* worker: reply of an inbound connection, to be verified by conntrack */
+  __u32 probe_mark;      /* probe and answer between worker and gateway */
+  __u32 pending_mark;    /* one bit: nft has yet to see the packet (core/mark.h) */
+  __u32 bypass_mark;     /* for the cluster: nft drops it if a DNAT leads it out */
+  __u32 passed[2];       /* in skb->cb: classify has passed the packet on. A random number, which no pod can know */
 };
 EC_SIZE(ec_node, 80);
 
@@ -78,8 +79,25 @@ struct ec_endpoint {
 };
 EC_SIZE(ec_endpoint, 32);
 
+/*
+ * Marks of packets in the gateway's namespace, where all 32 bits are ours: a class's id and EC_MARK_NEW, until
+ * gateway_in has chosen an egress IP; then the id of that, by which nft translates. Of flows, as ct marks: that of
+ * their first packet. What comes from outside has none.
+ */
+#define EC_MARK_TUNNELED 0x80000000U /* came through the tunnel: replies go back by it */
+#define EC_MARK_NEW 0x40000000U
+#define EC_MARK_ID 0x3fffffffU
+
+/* egress_ips[address]: that this node holds. What comes for one goes into the gateway's namespace, and nothing leaves
+ * that for the outside with another source. */
+struct ec_egress_ip {
+  __u32 ifindex;     /* where it is answered for */
+  __u32 own_network; /* it is an address of that interface's network: it leaves by there, if there is a route */
+};
+EC_SIZE(ec_egress_ip, 8);
+
 enum ec_path {
-  EC_PATH_LOCAL = 1,   /* this node is the gateway: the kernel translates what carries the mark */
+  EC_PATH_LOCAL = 1,   /* this node is the gateway: into its namespace */
   EC_PATH_TUNNEL = 2,  /* VXLAN to the gateway */
   EC_PATH_NEXTHOP = 3, /* to the neighbour with that address, as it is */
 };
@@ -100,7 +118,7 @@ EC_SIZE(ec_hop, 32);
 /* One egress IP of a class on this node, its gateway. */
 struct ec_slot {
   struct ec_ip ip;
-  __u32 mark; /* nft translates what carries it to `ip` */
+  __u32 id;   /* of the packet's mark, in the gateway's namespace: nft translates by it */
   __u32 seed; /* for ec_weight(): made of the address */
 };
 EC_SIZE(ec_slot, 24);

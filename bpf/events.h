@@ -3,7 +3,8 @@
  * Everything that is counted: number, id, name for operators. Below EC_FIRST_DROP: what happened to a packet that went
  * on; from there: why it did not. The README says what to do about each.
  *
- * The numbers are keys of a pinned map that outlives an upgrade: they never change and are never used again.
+ * The numbers are keys of a pinned map that outlives an upgrade: they never change and are never used again. 117 was
+ * worker_unknown.
  */
 #pragma once
 
@@ -39,12 +40,14 @@
   X(114, DROP_NOT_GATEWAY, "not_gateway")         /* this node is no gateway of the class */        \
   X(115, DROP_BAD_DESTINATION, "bad_destination") /* tunnel packet for the cluster itself */        \
   X(116, DROP_WORKER_TABLE, "worker_table")       /* the worker could not be learned */             \
-  X(117, DROP_WORKER_UNKNOWN, "worker_unknown")   /* reply for a pod that was never seen */         \
   X(118, DROP_UNVERIFIED, "unverified")           /* marked, but nft has not seen it */             \
   X(119, DROP_STRAY, "stray")                     /* on egress0, but not by our doing */            \
   X(120, DROP_RULES_MISSING, "rules_missing")     /* the destination set is not in the maps */      \
   X(121, DROP_MAPPED_ADDRESS, "mapped_address")   /* IPv6 to or from ::ffff:a.b.c.d */              \
-  X(122, DROP_NAT_EXHAUSTED, "nat_exhausted")     /* no port of the egress IPs is left */
+  X(122, DROP_NAT_EXHAUSTED, "nat_exhausted")     /* no port of the egress IPs is left */           \
+  X(123, DROP_GATEWAY_GONE, "gateway_gone")       /* the way into the gateway's namespace is cut */ \
+  X(124, DROP_NOT_TRANSLATED, "not_translated")   /* left that namespace without an egress IP */    \
+  X(125, DROP_NO_ROUTE, "no_route")               /* from the egress IP to the destination */
 
 enum ec_event {
 #define X(number, id, name) EC_##id = (number),

@@ -144,10 +144,7 @@ static __always_inline struct decision decide_flow(struct __sk_buff* skb, const 
     matches = *listed;
   }
   if (!matches && (rule->verdict == EC_BYPASS || !(c->flags & EC_OTHERWISE_DROP))) {
-    if (flow && !icmp_error) {
-      bpf_map_delete_elem(&flows, key);
-      end_flow_of_others(skb, key, 0, n->return_mark); /* this node may have translated it */
-    }
+    if (flow && !icmp_error) bpf_map_delete_elem(&flows, key);
     return bypassed();
   }
   bool replies = icmp_error ? find_tracked(skb, key) == TRACKED_REPLY : !flow && answers_inbound(skb, p, key);

@@ -48,6 +48,14 @@ struct {
 
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EC_MAX_EGRESS_IPS);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, struct ec_ip);
+  __type(value, struct ec_egress_ip);
+} egress_ips SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, EC_MAX_GATEWAYS);
   __uint(map_flags, BPF_F_NO_PREALLOC);
   __type(key, struct ec_ip);

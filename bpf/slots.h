@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Which of a class's egress IPs on this gateway a packet gets. nft translates by the mark; conntrack makes it last. */
+/* Which of a class's egress IPs on this gateway a packet gets. nft translates by its id; conntrack makes it last. */
 #pragma once
 
 #include "conntrack.h"
@@ -92,7 +92,7 @@ __noinline __u32 best_slot(const struct ec_slots* slots, __u32 key, __u64 bound)
   return best ? (__u32)best - 1 : EC_MAX_SLOTS;
 }
 
-/* The mark of the egress IP for a flow that is opened: the first one, in the order in which the pod prefers them, that
+/* The id of the egress IP for a flow that is opened: the first one, in the order in which the pod prefers them, that
  * has many ports left towards the remote endpoint. When none has, the first one that has any; then the flow is given to
  * the kernel with its port. 0: none has any. */
 __noinline __u32 slot_for_flow(struct __sk_buff* skb, const struct ec_slots* slots, const struct ec_flow_key* key,
@@ -105,20 +105,20 @@ __noinline __u32 slot_for_flow(struct __sk_buff* skb, const struct ec_slots* slo
     if (index >= EC_MAX_SLOTS) break;
     const struct ec_slot* slot = &slots->slot[BOUNDED(index, EC_MAX_SLOTS)];
     struct ec_flow_key reply = {.src = key->dst, .dst = slot->ip, .sport = key->dport, .proto = key->proto};
-    if (!last_ports && has_many_ports(skb, &reply)) return slot->mark;
+    if (!last_ports && has_many_ports(skb, &reply)) return slot->id;
     if (last_ports && find_port(skb, &reply)) {
       open_flow(skb, key, &reply);
-      return slot->mark;
+      return slot->id;
     }
     bound = ec_weight(pod, slot->seed);
   }
   return 0;
 }
 
-/* The mark of the pod's egress IP, whatever ports that has. */
+/* The id of the pod's egress IP, whatever ports that has. */
 static __always_inline __u32 preferred_slot(const struct ec_slots* slots, const struct packet* p) {
   __u32 index = best_slot(slots, ec_hash_ip(0, &p->src), 1ULL << 32);
-  return index < EC_MAX_SLOTS ? slots->slot[BOUNDED(index, EC_MAX_SLOTS)].mark : 0;
+  return index < EC_MAX_SLOTS ? slots->slot[BOUNDED(index, EC_MAX_SLOTS)].id : 0;
 }
 
 static __always_inline struct ec_exhausted_key exhausted_key_of(const struct ec_flow_key* key, __u32 vni) {
@@ -141,24 +141,19 @@ __noinline int remember_exhausted(const struct ec_flow_key* key, __u32 vni) {
   return bpf_map_update_elem(&exhausted, &remote, &now, BPF_ANY);
 }
 
-/* The mark with which the packet goes to nft, to be translated on this node; 0: no port is left for its flow. */
-static __always_inline __u32 mark_to_translate(struct __sk_buff* skb, const struct ec_node* n, const struct ec_class* c,
-                                               const struct packet* p) {
+/* The id of the egress IP by which nft translates the packet; 0: no port is left for its flow. In the gateway's
+ * namespace: the flows are those of its conntrack. */
+static __always_inline __u32 choose_egress_ip(struct __sk_buff* skb, const struct ec_class* c, const struct packet* p) {
   const struct ec_slots* slots = slots_of(c, p->ipv4);
-  __u32 mark = 0;
-  if (!p->later_fragment) {
-    struct ec_flow_key key = {};
-    flow_key_of(p, &key);
-    int tracked = end_flow_of_others(skb, &key, c, n->return_mark /* all bits but the pending one */);
-    if (tracked == UNTRACKED && (p->proto == IPPROTO_UDP || (p->proto == IPPROTO_TCP && opens_flow(p)))) {
-      if (was_exhausted(&key, c->vni)) return 0;
-      mark = slot_for_flow(skb, slots, &key, false);
-      if (!mark) mark = slot_for_flow(skb, slots, &key, true);
-      if (!mark) {
-        remember_exhausted(&key, c->vni);
-        return 0;
-      }
-    }
-  }
-  return (mark ? mark : preferred_slot(slots, p)) | n->pending_mark;
+  if (p->later_fragment) return preferred_slot(slots, p);
+  struct ec_flow_key key = {};
+  flow_key_of(p, &key);
+  int tracked = end_flow_of_others(skb, &key, c);
+  bool opens = p->proto == IPPROTO_UDP || (p->proto == IPPROTO_TCP && opens_flow(p));
+  if (tracked != UNTRACKED || !opens) return preferred_slot(slots, p);
+  if (was_exhausted(&key, c->vni)) return 0;
+  __u32 id = slot_for_flow(skb, slots, &key, false);
+  if (!id) id = slot_for_flow(skb, slots, &key, true);
+  if (!id) remember_exhausted(&key, c->vni);
+  return id;
 }

@@ -24,12 +24,11 @@
 #include "agent/recorder.h"
 #include "core/applied.h"
 #include "core/config.h"
+#include "datapath/gateway_netns.h"
 #include "datapath/maps.h"
 #include "datapath/paths.h"
-#include "datapath/system_changes.h"
 #include "util/clock.h"
 #include "util/file.h"
-#include "util/lock.h"
 #include "util/version.h"
 
 namespace egressclass::agent {
@@ -54,24 +53,17 @@ std::string underlay_of(const ec_node& node) {
 struct Stamp {
   std::uint64_t inode = 0;
   std::int64_t time_ns = 0;
+  std::uint64_t netns = 0;  ///< inode of the gateway's namespace
   bool operator==(const Stamp&) const = default;
 };
 
 Stamp applied_stamp() {
   struct stat status {};
   if (::stat(paths::kAppliedConfig, &status) != 0) return {};
-  return {status.st_ino, static_cast<std::int64_t>(status.st_mtim.tv_sec) * kNsPerSecond + status.st_mtim.tv_nsec};
-}
-
-/// What conntrack has to note of flows for us. New flows have it from then on.
-Status prepare_conntrack() {
-  const auto lock = lock_node(LockMode::kExclusive);
-  if (!lock) return lock.error();
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
-  for (const char* name : {"nf_conntrack_acct", "nf_conntrack_timestamp", "nf_conntrack_events"})
-    if (auto set = changes->set_sysctl(std::string("net/netfilter/") + name, "1"); !set) return set;
-  return Ok{};
+  struct stat netns {};
+  ::stat(paths::kGatewayNetns, &netns);
+  return {status.st_ino, static_cast<std::int64_t>(status.st_mtim.tv_sec) * kNsPerSecond + status.st_mtim.tv_nsec,
+          netns.st_ino};
 }
 
 /// What is in force on the node, as far as it matters here.
@@ -79,9 +71,10 @@ struct InForce {
   AuditConfig audit;
   Applied applied;
   std::string address;  ///< of this node
+  Fd netns;             ///< the gateway's
 };
 
-/// No value: nothing is, or nothing is to be recorded.
+/// No value: nothing is, or nothing is to be recorded, or this node is no gateway.
 Result<std::optional<InForce>> read_in_force() {
   auto text = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!text) return text.error();
@@ -95,19 +88,27 @@ Result<std::optional<InForce>> read_in_force() {
   if (!applied) return applied.error();
   const auto node = read_node();
   if (!*applied || !node) return make_error("the datapath is not there", "run `egressctl apply`");
-  return std::optional(InForce{*config->audit, std::move(**applied), underlay_of(*node)});
+  if (node->gateway_ifindex == 0) return std::optional<InForce>();
+  auto netns = open_gateway_netns();
+  if (!netns) return netns.error();
+  if (!*netns) return make_error("the gateway's network namespace is gone", "run `egressctl apply`");
+  return std::optional(InForce{*config->audit, std::move(**applied), underlay_of(*node), std::move(*netns)});
+}
+
+std::uint64_t inode_of(const Fd& fd) {
+  struct stat status {};
+  return ::fstat(fd.get(), &status) == 0 ? status.st_ino : 0;
 }
 
 /// The recording of one audit configuration.
 class Session {
  public:
-  static Result<std::unique_ptr<Session>> start(const InForce& in_force) {
-    if (auto prepared = prepare_conntrack(); !prepared) return prepared.error();
+  static Result<std::unique_ptr<Session>> start(InForce in_force) {
     auto session = std::unique_ptr<Session>(new Session(in_force));
     session->recorder_.record_agent("started");
     session->pods_.refresh();
     session->flows_.configure(in_force.applied, in_force.address);
-    if (auto started = session->flows_.start(); !started) return started.error();
+    if (auto started = session->flows_.start(std::move(in_force.netns)); !started) return started.error();
     return session;
   }
 
@@ -117,7 +118,7 @@ class Session {
 
   /// False: it has to begin anew.
   bool adopt(const InForce& in_force) {
-    if (in_force.audit != audit_ || in_force.applied.selection.mark_mask != mark_mask_) return false;
+    if (in_force.audit != audit_ || inode_of(in_force.netns) != netns_) return false;
     flows_.configure(in_force.applied, in_force.address);
     return true;
   }
@@ -128,12 +129,12 @@ class Session {
  private:
   explicit Session(const InForce& in_force)
       : audit_(in_force.audit),
-        mark_mask_(in_force.applied.selection.mark_mask),
+        netns_(inode_of(in_force.netns)),
         recorder_(audit_, host_name()),
         flows_(pods_, recorder_) {}
 
   AuditConfig audit_;
-  std::uint32_t mark_mask_;
+  std::uint64_t netns_;
   Pods pods_;
   Recorder recorder_;
   GatewayFlows flows_;
@@ -176,7 +177,7 @@ class Agent {
     if (!in_force) {
       done = in_force.error();
     } else if (*in_force) {
-      auto session = Session::start(**in_force);
+      auto session = Session::start(std::move(**in_force));
       if (session)
         session_ = std::move(*session);
       else
@@ -187,8 +188,10 @@ class Agent {
     if (!done)
       spdlog::error("{}: {}", done.error().msg, done.error().details);
     else
-      spdlog::info("{}",
-                   session_ ? "recording" : "nothing to record: no configuration is in force, or its audit is off");
+      spdlog::info(
+          "{}", session_
+                    ? "recording"
+                    : "nothing to record: no configuration is in force, its audit is off, or this node is no gateway");
   }
 
   void wait(int timeout_ms) {

@@ -7,7 +7,8 @@
 #include <algorithm>
 #include <span>
 
-#include "core/mark.h"
+#include "../bpf/egressclass.h"
+#include "datapath/in_netns.h"
 #include "util/clock.h"
 
 namespace egressclass::agent {
@@ -62,20 +63,21 @@ std::optional<audit::Traffic> traffic_of(const std::optional<TrackedCount>& coun
 }  // namespace
 
 void GatewayFlows::configure(const Applied& applied, std::string gateway) {
-  const std::uint32_t mask = applied.selection.mark_mask;
-  marks_ = return_mark(mask);
   gateway_ = std::move(gateway);
   class_of_.clear();
-  for (const auto& [name, id] : applied.ids) class_of_[deposit_bits(id, mask)] = name;
-  for (const auto& [slot, id] : applied.slots) class_of_[deposit_bits(id, mask)] = slot.first;
+  for (const auto& [name, id] : applied.ids) class_of_[id] = name;
+  for (const auto& [slot, id] : applied.slots) class_of_[id] = slot.first;
 }
 
-Status GatewayFlows::start() {
-  auto events = ConntrackEvents::open(marks_);
+Status GatewayFlows::start(Fd netns) {
+  netns_ = std::move(netns);
+  const auto there = InNetns::enter(netns_);
+  if (!there) return there.error();
+  auto events = ConntrackEvents::open(EC_MARK_ID);
   if (!events) return events.error();
   events_ = std::move(*events);
   lost_before_ = 0;
-  return list_tracked(marks_, [&](const TrackedFlow& flow) { open_flow(flow, audit::FlowEvent::kResumed); });
+  return list_tracked(EC_MARK_ID, [&](const TrackedFlow& flow) { open_flow(flow, audit::FlowEvent::kResumed); });
 }
 
 Result<bool> GatewayFlows::step() {
@@ -123,7 +125,7 @@ void GatewayFlows::open_flow(const TrackedFlow& flow, audit::FlowEvent event) {
   open.pod = pods_.find(flow.source);
   open.tuple = tuple_of(flow);
   open.start_ns = flow.start_ns;
-  open.slot = flow.mark & marks_;
+  open.slot = flow.mark & EC_MARK_ID;
   if (event == audit::FlowEvent::kStart) ++begun_;
   recorder_.record(record_of(open, entry->first, event));
 }
@@ -147,9 +149,14 @@ void GatewayFlows::end_flow(const TrackedFlow& flow) {
 Status GatewayFlows::reconcile() {
   ++round_;
   pods_.refresh();
-  if (auto listed = list_tracked(marks_, [&](const TrackedFlow& flow) { open_flow(flow, audit::FlowEvent::kStart); });
-      !listed)
-    return listed;
+  {
+    const auto there = InNetns::enter(netns_);
+    if (!there) return there.error();
+    if (auto listed =
+            list_tracked(EC_MARK_ID, [&](const TrackedFlow& flow) { open_flow(flow, audit::FlowEvent::kStart); });
+        !listed)
+      return listed;
+  }
   // Flows that began during the listing are not missed, and those that ended have their event: it is read first.
   for (;;) {
     auto more = events_->read([&](bool ended, const TrackedFlow& flow) { on_event(ended, flow); }, kEventsInStep);

@@ -25,8 +25,8 @@ class GatewayFlows {
   /// What the marks mean from now on, and this node's address.
   void configure(const Applied& applied, std::string gateway);
 
-  /// Begins: what is open already is recorded as resumed.
-  Status start();
+  /// Begins, in the gateway's namespace: what is open already is recorded as resumed.
+  Status start(Fd netns);
   /// Handles what has happened since. True: there may be more.
   Result<bool> step();
   /// Compares what is known with what there is: after events were lost, and once in a while.
@@ -45,7 +45,7 @@ class GatewayFlows {
     std::shared_ptr<const audit::Identity> pod;
     audit::Tuple tuple;
     std::int64_t start_ns;
-    std::uint32_t slot;  ///< its mark, without the pending bit
+    std::uint32_t slot;  ///< the id of its egress IP
     std::uint32_t seen;  ///< by which reconcile()
   };
 
@@ -59,8 +59,8 @@ class GatewayFlows {
   Pods& pods_;
   Recorder& recorder_;
   std::optional<ConntrackEvents> events_;
-  std::uint32_t marks_ = 0;                        ///< the bits of a ct mark that make a flow ours
-  std::map<std::uint32_t, std::string> class_of_;  ///< mark of an egress IP -> its class
+  Fd netns_;                                       ///< the gateway's
+  std::map<std::uint32_t, std::string> class_of_;  ///< id of an egress IP -> its class
   std::string gateway_;
   std::unordered_map<std::uint64_t, Open> flows_;
   std::uint64_t begun_ = 0;

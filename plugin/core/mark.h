@@ -18,7 +18,7 @@ std::uint32_t extract_bits(std::uint32_t mark, std::uint32_t mask);
 /// to egress0, where it is dropped and counted: nothing leaves that nft has not seen, should its table be flushed.
 std::uint32_t pending_mark(std::uint32_t mask);
 
-/// A gateway's reply on its way back into the tunnel. Set by nft.
+/// The highest value without that bit. No packet has it: those that are not for classes are counted down from there.
 std::uint32_t return_mark(std::uint32_t mask);
 /// A pod's answer to an inbound flow, to be verified by nft. Pending.
 std::uint32_t reply_mark(std::uint32_t mask);

@@ -130,7 +130,7 @@ class IdAssignment {
 
   std::optional<std::uint32_t> next_free(std::size_t index) {
     while (taken_.contains(next_) || attached_.contains(next_) || had_other_meaning(next_)) ++next_;
-    if (next_ <= max_class_index(config_.mark_mask)) return next_;
+    if (next_ <= std::min(max_class_index(config_.mark_mask), EC_MARK_ID)) return next_;
     problems_->push_back({class_path(index), in_quotes(config_.classes[index].name),
                           "no mark is left for this class: widen markMask, or end the pods of removed classes"});
     return std::nullopt;
@@ -147,6 +147,9 @@ class IdAssignment {
       problems_->push_back({class_path(index) + ".mark", std::to_string(*config_.classes[index].mark),
                             "running pods of class \"" + owner->second + "\" carry this mark"});
     if (const auto old = previous_id(name); old != 0 && old != id) refuse_move(index, old);
+    if (id > EC_MARK_ID)
+      problems_->push_back({class_path(index) + ".mark", std::to_string(*config_.classes[index].mark),
+                            "needs more than 30 bits of markMask: take a lower one"});
     take(name, id);
   }
 
@@ -196,10 +199,7 @@ class ClassPlanner {
     for (const PlannedSlot& slot : planned.slots) ips.push_back(slot.ip);
     const auto assigned = ids.assign_slots(index_, ips);
     for (PlannedSlot& slot : planned.slots)
-      if (const auto found = assigned.find(slot.ip); found != assigned.end()) {
-        slot.id = found->second;
-        slot.mark = deposit_bits(slot.id, mark_mask);
-      }
+      if (const auto found = assigned.find(slot.ip); found != assigned.end()) slot.id = found->second;
     for (const bool v4 : {true, false})
       if (std::ranges::count(ips, v4, &Ip::is_v4) > EC_MAX_SLOTS)
         refuse(class_path(index_) + ".gateways", "",
@@ -257,7 +257,7 @@ class ClassPlanner {
     for (const Ip& ip : c_.gateways[i].egress_ips) {
       if (const auto pod = facts_.pods.find(ip); pod != facts_.pods.end())
         refuse(path, in_quotes(ip.str()), "pod " + pod->second + " uses this address");
-      if (!local && own_.find(ip) != nullptr && !facts_.placed.contains(ip))
+      if (!local && own_.find(ip) != nullptr && !facts_.held.contains(ip))
         refuse(
             path, in_quotes(ip.str()),
             "this node uses the address, and is not the gateway " + c_.gateways[i].address.str() + " that it is for");
@@ -271,10 +271,11 @@ class ClassPlanner {
       PlannedSlot slot;
       slot.ip = ip;
       slot.ifindex = own_.interface_for(ip, gateway->ifindex);
-      // Where somebody else put it, it stays. Where we did, there may be a better place since.
-      if (const auto* present = own_.find(ip); present != nullptr && !facts_.placed.contains(ip))
+      // Where somebody else put it (a load balancer), it stays.
+      if (const auto* present = own_.find(ip); present != nullptr && !facts_.held.contains(ip))
         slot.ifindex = present->ifindex;
       if (named != 0) slot.ifindex = named;
+      slot.own_network = named != 0 || own_.interface_for(ip, 0) == slot.ifindex;
       slots.push_back(slot);
     }
   }
@@ -295,7 +296,7 @@ std::optional<Underlay> find_underlay(const Config& config, const NodeFacts& fac
       if (found == nullptr && gateway.via == Via::kGateway && gateway.address.is_v4() == v4)
         found = own.find(gateway.address);
   for (const NodeFacts::Address& address : facts.addresses)
-    if (found == nullptr && address.ip.is_v4() == v4 && !facts.placed.contains(address.ip) &&
+    if (found == nullptr && address.ip.is_v4() == v4 && !facts.held.contains(address.ip) &&
         std::ranges::any_of(config.nodes, [&](const Prefix& p) { return p.contains(address.ip); }))
       found = &address;
   if (found == nullptr) return std::nullopt;
@@ -325,6 +326,7 @@ std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std:
   Plan plan;
   plan.mark_mask = config.mark_mask;
   plan.tunnel_port = config.tunnel_port;
+  plan.audited = config.audit.has_value();
   plan.underlay4 = find_underlay(config, facts, own, true);
   plan.underlay6 = find_underlay(config, facts, own, false);
 
@@ -359,7 +361,7 @@ std::optional<Plan> make_plan(const Config& config, const NodeFacts& facts, std:
   plan.never_steered.insert(config.cluster_cidrs.begin(), config.cluster_cidrs.end());
   plan.never_steered.insert(config.nodes.begin(), config.nodes.end());
   for (const NodeFacts::Address& address : facts.addresses)  // but egress IPs of before: those are to go
-    if (!facts.placed.contains(address.ip)) plan.never_steered.insert(Prefix::host(address.ip));
+    if (!facts.held.contains(address.ip)) plan.never_steered.insert(Prefix::host(address.ip));
   plan.senders.insert(config.nodes.begin(), config.nodes.end());
   if (problems->size() != before) return std::nullopt;
   return plan;

@@ -25,7 +25,7 @@ struct NodeFacts {
   };
   std::vector<Address> addresses;
   std::map<std::string, int> interfaces;            ///< name -> ifindex
-  std::set<Ip> placed;                              ///< egress IPs that an earlier apply put on this node
+  std::set<Ip> held;                                ///< egress IPs that this node holds since an earlier apply
   std::map<std::uint32_t, std::string> attached;    ///< class id -> name of the class its running pods have
   std::map<std::uint32_t, std::uint32_t> orphaned;  ///< class id -> VNI of a class of pods whose record is lost
   std::map<Ip, std::string> pods;                   ///< address -> "namespace/name" of classed pods here
@@ -46,9 +46,9 @@ struct PlannedHop {
 /// An egress IP of a class of which this node is a gateway.
 struct PlannedSlot {
   Ip ip;
-  std::uint32_t id = 0;    ///< the class's own, or one of its own
-  std::uint32_t mark = 0;  ///< the id, spread over the mark mask: nft translates what carries it to `ip`
-  int ifindex = 0;         ///< where the egress IP goes
+  std::uint32_t id = 0;      ///< the class's own, or one of its own: nft translates what carries it to `ip`
+  int ifindex = 0;           ///< where the egress IP is answered for
+  bool own_network = false;  ///< it leaves by there, if there is a route
 };
 
 struct PlannedClass {
@@ -78,6 +78,7 @@ struct Plan {
   std::optional<Underlay> underlay6;
   std::uint32_t mark_mask = 0;
   std::uint16_t tunnel_port = 0;
+  bool audited = false;  ///< conntrack is to count and time flows
   std::vector<PlannedClass> classes;
   std::set<Prefix> never_steered;
   std::set<Prefix> senders;

@@ -95,7 +95,7 @@ int apply(const std::string& file) {
   auto previous = read_file(paths::kAppliedConfig, kMaxConfigBytes);
   if (!previous) return fail(previous.error());
   if (problems = held_by_others(*plan, *facts, *previous); !problems.empty()) return refuse(file, problems);
-  if (auto room = reserve_state(*plan, *facts, text); !room) {
+  if (auto room = reserve_state(*plan, text); !room) {
     fail(room.error());
     std::fprintf(stderr, "egressctl: nothing was changed\n");
     return kFailure;

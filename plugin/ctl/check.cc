@@ -21,9 +21,9 @@ bool is_node(const Config& config, const NodeFacts& facts) {
 }
 
 /// For who cannot read which egress IPs are here since an earlier apply: any may be.
-void assume_placed(const Config& config, NodeFacts& facts) {
+void assume_held(const Config& config, NodeFacts& facts) {
   for (const ClassConfig& c : config.classes)
-    for (const Gateway& gateway : c.gateways) facts.placed.insert(gateway.egress_ips.begin(), gateway.egress_ips.end());
+    for (const Gateway& gateway : c.gateways) facts.held.insert(gateway.egress_ips.begin(), gateway.egress_ips.end());
 }
 
 }  // namespace
@@ -40,7 +40,7 @@ int check(const std::string& file) {
     std::printf("%s: good; not checked against this machine, which is none of its nodes\n", file.c_str());
     return kSuccess;
   }
-  if (!root) assume_placed(config, *facts);
+  if (!root) assume_held(config, *facts);
   std::vector<ConfigProblem> problems;
   if (!make_plan(config, *facts, &problems)) return refuse(file, problems);
   std::printf("%s: good for this node%s\n", file.c_str(),

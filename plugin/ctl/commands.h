@@ -24,6 +24,8 @@ int check(const std::string& file);
 /// Removes everything of ours, but for the classifiers of running pods with a class, which drop from then on.
 /// `unless_pods`: when there are such pods, changes nothing and returns kFailure.
 int down(bool unless_pods);
+/// Makes the gateway's network namespace, empty, unless it is there: ahead of an apply that may not mount.
+int netns();
 /// Health of the datapath, gateways, classes, counters. kFailure when something is wrong, kNotYet when an apply or a
 /// down is under way and nobody can say.
 int status(bool json);

@@ -7,11 +7,11 @@
 
 #include "core/config.h"
 #include "core/plan.h"
+#include "datapath/egress_ips.h"
 #include "datapath/maps.h"
 #include "datapath/node_datapath.h"
 #include "datapath/paths.h"
 #include "datapath/route_lookup.h"
-#include "datapath/system_changes.h"
 #include "datapath/tunnel.h"
 #include "util/file.h"
 
@@ -27,14 +27,16 @@ const Ip* any_egress_ip(const Plan& plan, bool v4) {
 }
 
 /// One of the class's destinations to which there is no route. A few tell: they share the default.
-const Prefix* unreachable(const RouteLookup& routes, const PlannedClass& c, const PlannedSlot& slot) {
+const Prefix* unreachable(const RouteLookup& routes, const PlannedClass& c, const PlannedSlot& slot, int ec0) {
   constexpr std::size_t kEnough = 4;
   std::size_t asked = 0;
   for (const Destination& destination : c.destinations) {
     if (destination.prefix.ip.is_v4() != slot.ip.is_v4()) continue;
     if (asked++ == kEnough) break;
-    const auto route = routes.find(slot.ip, sample_of(destination.prefix), slot.mark);
-    if (route && !*route) return &destination.prefix;
+    const Ip to = sample_of(destination.prefix);
+    // As gateway_out asks (bpf/gateway.h).
+    if (const auto own = routes.find_by(slot.ifindex, to); slot.own_network && own && *own) continue;
+    if (const auto route = routes.find(slot.ip, to, ec0); route && !*route) return &destination.prefix;
   }
   return nullptr;
 }
@@ -73,9 +75,9 @@ class Comparison {
     }
   }
 
-  void egress_ips(const PlannedClass& c, const std::map<Ip, int>& placed) {
+  void egress_ips(const PlannedClass& c, const std::map<Ip, int>& held) {
     for (const PlannedSlot& slot : c.slots)
-      if (const auto on = placed.find(slot.ip); on != placed.end() && on->second != slot.ifindex)
+      if (const auto on = held.find(slot.ip); on != held.end() && on->second != slot.ifindex)
         found_.push_back("egress IP " + slot.ip.str() + " belongs on " + name(slot.ifindex) + " now" + kAgain);
   }
 
@@ -101,10 +103,11 @@ std::vector<std::string> lacks(const Config& config, const Plan& plan) {
         lines.push_back("this node has the egress IP " + egress_ip->str() + ", but no " + (v4 ? "IPv4" : "IPv6") +
                         " address among `nodes`, where others have one: not yet, or not any more");
   const auto routes = RouteLookup::open();
-  if (!routes) return lines;
+  const auto node = read_node();
+  if (!routes || !node || node->gateway_ifindex == 0) return lines;
   for (const PlannedClass& c : plan.classes)
     for (const PlannedSlot& slot : c.slots)
-      if (const Prefix* to = unreachable(*routes, c, slot); to != nullptr)
+      if (const Prefix* to = unreachable(*routes, c, slot, static_cast<int>(node->gateway_ifindex)); to != nullptr)
         lines.push_back("this node has no route from egress IP " + slot.ip.str() + " to " + to->str() + " of class \"" +
                         c.name + "\"");
   return lines;
@@ -117,9 +120,8 @@ std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachm
   std::vector<ConfigProblem> problems;
   const auto config = parse_config(**text, &problems);
   auto facts = gather_facts(attachments);
-  auto placed = SystemChanges::load();
   auto classes = open_classes_map();
-  if (!config || !facts || !placed || !classes) return {};  // others say so
+  if (!config || !facts || !classes) return {};  // others say so
 
   const auto plan = make_plan(*config, *facts, &problems);
   std::vector<std::string> found;
@@ -128,13 +130,14 @@ std::vector<std::string> drift(const Netlink& netlink, const std::vector<Attachm
     found.push_back(problem.path + (problem.value.empty() ? "" : ": " + problem.value) + ": " + problem.reason);
   if (!plan) return found;
 
+  const auto held = held_egress_ips();
   Comparison comparison(netlink);
   comparison.underlay(plan->underlay4, node->underlay4);
   comparison.underlay(plan->underlay6, node->underlay6);
   comparison.tunnel(*plan, node->tunnel_mtu);
   for (const PlannedClass& c : plan->classes) {
     if (auto entry = classes->find(c.id); entry && *entry) comparison.hops(c, **entry);
-    comparison.egress_ips(c, placed->addresses());
+    comparison.egress_ips(c, held);
   }
   found = lacks(*config, *plan);
   for (std::string& line : comparison.take()) found.push_back(std::move(line));

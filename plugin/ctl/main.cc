@@ -33,6 +33,11 @@ int run(int argc, char** argv) {
                           "validate only, change nothing; for that nobody has to be root, or on a node");
   apply_command->callback([&] { result = check_only ? ctl::check(file) : ctl::apply(file); });
 
+  auto* netns_command = app.add_subcommand(
+      "netns",
+      "make the gateway's network namespace, empty; for units, whose apply may not: it does so itself elsewhere");
+  netns_command->callback([&] { result = ctl::netns(); });
+
   bool json = false;
   auto* status_command = app.add_subcommand("status", "health of the datapath, gateways, classes, counters");
   status_command->add_flag("--json", json, "for machines");

@@ -18,12 +18,16 @@
 #include "datapath/bpf_link.h"
 #include "datapath/bpf_object.h"
 #include "datapath/counters.h"
+#include "datapath/device_program.h"
+#include "datapath/egress_ips.h"
 #include "datapath/flows.h"
+#include "datapath/gateway_netns.h"
+#include "datapath/in_netns.h"
 #include "datapath/integrity.h"
 #include "datapath/link_pins.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
-#include "datapath/nft.h"
+#include "datapath/nft_table.h"
 #include "datapath/node_datapath.h"
 #include "datapath/orphans.h"
 #include "datapath/pod_datapath.h"
@@ -104,19 +108,50 @@ void check_nexthops(const Netlink& netlink, Health& health) {
   }
 }
 
+bool program_is_on(const char* program, int ifindex) {
+  const Fd wanted(bpf_obj_get((std::string(paths::kProgramPins) + "/" + program).c_str()));
+  const auto id = program_id(wanted.get());
+  const auto on = id ? holds_program(*id, ifindex) : Result<bool>(false);
+  return on && *on;
+}
+
+void check_gateway(const Netlink& netlink, const ec_node& node, Health& health) {
+  if (node.gateway_ifindex == 0) return;
+  const auto faults = gateway_netns_faults(netlink);
+  for (const std::string& fault : faults) health.expect(false, fault);
+  const auto device = netlink.link(paths::kGatewayDevice);
+  if (!device || !*device) return;
+  const auto& ec0 = **device;
+  health.expect(ec0.ifindex == static_cast<int>(node.gateway_ifindex),
+                ec0.name + " is another one than at the last apply: run `egressctl apply`");
+  health.expect(program_is_on("gateway_out", ec0.ifindex), "gateway_out is not attached to " + ec0.name);
+  const auto netns = open_gateway_netns();
+  const auto there = netns && *netns ? InNetns::enter(*netns) : Result<InNetns>(make_error("no namespace"));
+  if (!there) return;
+  health.expect(program_is_on("gateway_in", ec0.peer_ifindex),
+                "gateway_in is not attached to ec1, in the gateway's namespace");
+  health.expect(static_cast<bool>(read_nft_counters()),
+                "the nft table `inet egressclass` of the gateway's namespace is missing");
+  const auto inside = Netlink::open();
+  const auto addresses =
+      inside ? inside->addresses(kLoopbackIfindex) : Result<std::vector<InterfaceAddress>>(inside.error());
+  if (!addresses) return;
+  std::set<Ip> present;
+  for (const InterfaceAddress& address : *addresses) present.insert(address.ip);
+  for (const auto& [ip, ifindex] : held_egress_ips())
+    health.expect(present.contains(ip), "egress IP " + ip.str() + " is no address of the gateway's namespace any more");
+}
+
 void check_egress_ips(const Netlink& netlink, Health& health) {
-  auto changes = SystemChanges::load();
-  auto addresses = netlink.addresses();
-  if (!changes || !addresses) return;
-  for (const auto& placed : changes->addresses()) {
-    const auto same = [&](const auto& a) { return a.ip == placed.first && a.ifindex == placed.second; };
-    health.expect(std::ranges::any_of(*addresses, same),
-                  "egress IP " + placed.first.str() + " is not on its interface any more");
-    auto link = netlink.link(placed.second);
-    if (!link || !*link) continue;
-    check_forwarding((*link)->name, placed.first.is_v4(), health);
-    health.expect((*link)->up,
-                  (*link)->name + " is down: no reply to egress IP " + placed.first.str() + " comes by it");
+  for (const auto& [ip, ifindex] : held_egress_ips()) {
+    auto link = netlink.link(ifindex);
+    const bool there = link && *link;
+    health.expect(there,
+                  "the interface of egress IP " + ip.str() + " is gone (ifindex " + std::to_string(ifindex) + ")");
+    if (!there) continue;
+    check_forwarding((*link)->name, ip.is_v4(), health);
+    health.expect(program_is_on("uplink_in", ifindex), "uplink_in is not attached to " + (*link)->name);
+    health.expect((*link)->up, (*link)->name + " is down: no reply to egress IP " + ip.str() + " comes by it");
   }
 }
 
@@ -185,7 +220,7 @@ Json slots_json(const ec_class& entry) {
   Json list = Json::array();
   for (const ec_slots* slots : {&entry.slots4, &entry.slots6})
     for (const ec_slot& slot : std::span(slots->slot).first(std::min<std::size_t>(slots->count, EC_MAX_SLOTS)))
-      list.push_back({{"address", from_ec(slot.ip).str()}, {"mark", hex(slot.mark)}});
+      list.push_back({{"address", from_ec(slot.ip).str()}, {"mark", hex(slot.id)}});
   return list;
 }
 
@@ -212,8 +247,26 @@ Json classes_json(const Applied& applied, const std::vector<Attachment>& attachm
   return list;
 }
 
-/// The kernel counts what it drops for want of a port by packets, and for all flows of the node.
-Json drops_json(const Applied& applied, const Counters& counters, const std::map<std::string, NftCounter>& nft) {
+/// What the kernel's own parts have dropped.
+struct NftDrops {
+  std::map<std::string, NftCounter> counters;
+  std::uint64_t flows_not_entered = 0;
+};
+
+NftDrops read_nft_drops() {
+  NftDrops drops;
+  if (auto host = read_nft_counters()) drops.counters = std::move(*host);
+  const auto netns = open_gateway_netns();
+  if (!netns || !*netns) return drops;
+  const auto there = InNetns::enter(*netns);
+  if (!there) return drops;
+  if (auto gateway = read_nft_counters()) drops.counters.merge(*gateway);
+  if (auto failed = flows_not_entered()) drops.flows_not_entered = *failed;
+  return drops;
+}
+
+/// The kernel counts what it drops for want of a port by packets.
+Json drops_json(const Applied& applied, const Counters& counters, const NftDrops& nft) {
   Json list = Json::array();
   const auto name_of = [&](std::uint32_t id) -> Json {
     for (const auto& [name, class_id] : applied.ids)
@@ -226,11 +279,12 @@ Json drops_json(const Applied& applied, const Counters& counters, const std::map
                       {"class", name_of(key.first)},
                       {"packets", counter.packets},
                       {"bytes", counter.bytes}});
-  for (const auto& [name, counter] : nft)
+  for (const auto& [name, counter] : nft.counters)
     if (counter.packets != 0)
       list.push_back({{"reason", name}, {"class", Json()}, {"packets", counter.packets}, {"bytes", counter.bytes}});
-  if (auto failed = flows_not_entered(); failed && *failed != 0)
-    list.push_back({{"reason", "nat_exhausted"}, {"class", Json()}, {"packets", *failed}, {"bytes", Json()}});
+  if (nft.flows_not_entered != 0)
+    list.push_back(
+        {{"reason", "nat_exhausted"}, {"class", Json()}, {"packets", nft.flows_not_entered}, {"bytes", Json()}});
   return list;
 }
 
@@ -285,6 +339,7 @@ void check_node(const Netlink& netlink, const std::optional<ec_node>& node, bool
   if (node && node->applied != 0) {
     check_tunnel(netlink, *node, health);
     check_nexthops(netlink, health);
+    check_gateway(netlink, *node, health);
     check_egress_ips(netlink, health);
     health.expect(pins_are_intact(), "BPF maps or programs are not pinned as they were applied: run `egressctl apply`");
     health.expect(static_cast<bool>(read_nft_counters()), "the nft table `inet egressclass` is missing");
@@ -317,8 +372,6 @@ int status(bool json) {
   Health health;
   if (!under_way) check_node(*netlink, node, applied && *applied, attachments, health);
 
-  std::map<std::string, NftCounter> nft;
-  if (auto read = read_nft_counters()) nft = *read;
   Counters counters;
   if (node)
     if (auto read = read_counters()) counters = *read;
@@ -331,7 +384,7 @@ int status(bool json) {
       {"pods", attachments.size()},
       {"classes", classes_json(in_force, attachments, counters)},
       {"gateways", gateways_json()},
-      {"drops", drops_json(in_force, counters, nft)},
+      {"drops", drops_json(in_force, counters, read_nft_drops())},
   };
   if (json)
     std::printf("%s\n", dump_json(status).c_str());

@@ -46,6 +46,7 @@ std::map<Ip, Coming> coming_to(const Plan& plan, const NodeFacts& facts) {
     }
   for (const Ip& ip : forced) coming.erase(ip);
   for (const NodeFacts::Address& present : facts.addresses) coming.erase(present.ip);
+  for (const Ip& ip : facts.held) coming.erase(ip);
   return coming;
 }
 

@@ -4,7 +4,6 @@
 #include <linux/filter.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
-#include <net/if_arp.h>
 #include <netinet/icmp6.h>
 #include <netinet/if_ether.h>
 #include <netinet/in.h>
@@ -23,6 +22,7 @@
 #include <span>
 #include <utility>
 
+#include "datapath/neighbour_messages.h"
 #include "util/fd.h"
 
 namespace egressclass {
@@ -52,72 +52,6 @@ Status keep_advertisements(const Fd& socket) {
   if (::setsockopt(socket.get(), SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) != 0)
     return system_error("cannot filter what a packet socket receives", "AF_PACKET", errno);
   return Ok{};
-}
-
-sockaddr_ll link_address(const Link& link, std::uint16_t protocol, const Mac& mac) {
-  sockaddr_ll to{};
-  to.sll_family = AF_PACKET;
-  to.sll_protocol = htons(protocol);
-  to.sll_ifindex = link.ifindex;
-  to.sll_halen = static_cast<unsigned char>(mac.size());
-  std::memcpy(to.sll_addr, mac.data(), mac.size());
-  return to;
-}
-
-template <class Packet>
-Status send(const Fd& socket, const sockaddr_ll& to, const Packet& packet, const Ip& ip, const Link& link) {
-  if (::sendto(socket.get(), &packet, sizeof(packet), 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) < 0)
-    return system_error("cannot ask who has " + ip.str(), link.name, errno);
-  return Ok{};
-}
-
-Status probe_v4(const Fd& socket, const Link& link, const Ip& ip) {
-  ether_arp arp{};
-  arp.arp_hrd = htons(ARPHRD_ETHER);
-  arp.arp_pro = htons(ETH_P_IP);
-  arp.arp_hln = ETH_ALEN;
-  arp.arp_pln = 4;
-  arp.arp_op = htons(ARPOP_REQUEST);
-  const std::uint32_t address = ip.v4();
-  std::memcpy(arp.arp_sha, link.mac.data(), link.mac.size());
-  std::memcpy(arp.arp_tpa, &address, sizeof(address));
-  return send(socket, link_address(link, ETH_P_ARP, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}), arp, ip, link);
-}
-
-struct Solicitation {
-  ip6_hdr ip;
-  nd_neighbor_solicit message;
-};
-
-/// RFC 4443, 2.3. The packet's source, hop limit and the like are not in it.
-std::uint16_t checksum_of(const Solicitation& packet) {
-  std::uint32_t sum = sizeof(packet.message) + IPPROTO_ICMPV6;
-  const auto add = [&sum](const auto& part) {
-    std::array<std::uint8_t, sizeof(part)> bytes;
-    std::memcpy(bytes.data(), &part, sizeof(part));
-    for (std::size_t i = 0; i < bytes.size(); i += 2) sum += static_cast<std::uint32_t>(bytes[i]) << 8U | bytes[i + 1];
-  };
-  add(packet.ip.ip6_dst);
-  add(packet.message);
-  while (sum > UINT16_MAX) sum = (sum & UINT16_MAX) + (sum >> 16U);
-  return htons(static_cast<std::uint16_t>(~sum));
-}
-
-/// From the unspecified address to the group of all that have an address with this end (RFC 4291, 2.7.1).
-Status probe_v6(const Fd& socket, const Link& link, const Ip& ip) {
-  Solicitation packet{};
-  packet.ip.ip6_flow = htonl(6U << 28U);
-  packet.ip.ip6_plen = htons(sizeof(packet.message));
-  packet.ip.ip6_nxt = IPPROTO_ICMPV6;
-  packet.ip.ip6_hops = 255;
-  const std::array<std::uint8_t, 16> group = {0xff,         0x02,         0,           0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff,
-                                              ip.bytes[13], ip.bytes[14], ip.bytes[15]};
-  std::memcpy(&packet.ip.ip6_dst, group.data(), group.size());
-  packet.message.nd_ns_type = ND_NEIGHBOR_SOLICIT;
-  std::memcpy(&packet.message.nd_ns_target, ip.bytes.data(), ip.bytes.size());
-  packet.message.nd_ns_cksum = checksum_of(packet);
-  const Mac mac = {0x33, 0x33, group[12], group[13], group[14], group[15]};
-  return send(socket, link_address(link, ETH_P_IPV6, mac), packet, ip, link);
 }
 
 using Said = std::optional<std::pair<Ip, Mac>>;
@@ -154,7 +88,9 @@ Said read_advertisement(std::span<const std::uint8_t> packet, const Mac& sender)
 class Search {
  public:
   static Result<Search> open(const Netlink& netlink, const std::map<Ip, int>& ifindex_of) {
-    Search search;
+    auto messages = NeighbourMessages::open();
+    if (!messages) return messages.error();
+    Search search(std::move(*messages));
     for (const auto& [ip, ifindex] : ifindex_of) {
       if (search.links_.contains(ifindex)) continue;
       auto link = netlink.link(ifindex);
@@ -174,10 +110,8 @@ class Search {
   }
 
   Status ask() const {
-    for (const auto& [ip, link] : asked_) {
-      auto sent = ip.is_v4() ? probe_v4(arp_, *link, ip) : probe_v6(ndp_, *link, ip);
-      if (!sent) return sent;
-    }
+    for (const auto& [ip, link] : asked_)
+      if (auto sent = messages_.ask(*link, ip); !sent) return sent;
     return Ok{};
   }
 
@@ -195,6 +129,8 @@ class Search {
   std::map<Ip, AddressOwner> take() { return std::move(owners_); }
 
  private:
+  explicit Search(NeighbourMessages messages) : messages_(std::move(messages)) {}
+
   /// All that there is now.
   void receive(const Fd& socket, bool arp) {
     std::array<std::uint8_t, 256> bytes;
@@ -221,7 +157,8 @@ class Search {
   std::map<int, Link> links_;
   std::map<Ip, const Link*> asked_;  ///< the links are those above
   std::map<Ip, AddressOwner> owners_;
-  Fd arp_;
+  NeighbourMessages messages_;
+  Fd arp_;  ///< these receive
   Fd ndp_;
 };
 

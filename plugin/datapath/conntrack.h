@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernel's conntrack knows of the flows that this node translates: those with one of our marks as ct mark,
-// which is that of their egress IP (nft.cc), with or without the pending bit.
+// What conntrack in the gateway's namespace knows of the flows that this node translates: their ct mark is the id of
+// their egress IP (gateway_rules.cc), with or without the bit for "tunneled". To be called there.
 #pragma once
 
 #include <cstdint>

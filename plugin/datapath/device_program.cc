@@ -79,6 +79,12 @@ Status attach(const Attach& attributes) {
   return Ok{};
 }
 
+Status detach(int program_fd, int ifindex) {
+  if (bpf_prog_detach2(program_fd, ifindex, kTcxIngress) != 0 && errno != ENOENT && errno != ENODEV)
+    return system_error("cannot detach the BPF program", on_interface(ifindex), errno);
+  return Ok{};
+}
+
 }  // namespace
 
 Status hold_program(int program_fd, int ifindex, std::uint32_t behind) {
@@ -110,6 +116,14 @@ Result<bool> holds_program(std::uint32_t program_id, int ifindex) {
   return std::ranges::find(*present, program_id) != present->end();
 }
 
+Status release_program_named(const char* name, int ifindex) {
+  auto present = programs_on(ifindex);
+  if (!present) return present.error();
+  auto found = find_by_name(*present, name);
+  if (!found) return found.error();
+  return *found ? detach(found->get(), ifindex) : Status(Ok{});
+}
+
 Status release_program(int program_fd, int ifindex) {
   auto info = info_of(program_fd);
   if (!info) return info.error();
@@ -119,10 +133,7 @@ Status release_program(int program_fd, int ifindex) {
   auto found = is_this ? Result<Fd>(Fd()) : find_by_name(*present, info->name);
   if (!found) return found.error();
   if (!is_this && !*found) return Ok{};
-  const int fd = is_this ? program_fd : found->get();
-  if (bpf_prog_detach2(fd, ifindex, kTcxIngress) != 0 && errno != ENOENT && errno != ENODEV)
-    return system_error("cannot detach the BPF program", on_interface(ifindex), errno);
-  return Ok{};
+  return detach(is_this ? program_fd : found->get(), ifindex);
 }
 
 }  // namespace egressclass

@@ -15,6 +15,9 @@ Status hold_program(int program_fd, int ifindex, std::uint32_t behind);
 
 Result<bool> holds_program(std::uint32_t program_id, int ifindex);
 
+/// Takes off the one of that name, whatever build it is of. Absent already is success.
+Status release_program_named(const char* name, int ifindex);
+
 /// Takes it off, or the one of the same name. Absent already is success, and so is an interface that is gone.
 Status release_program(int program_fd, int ifindex);
 

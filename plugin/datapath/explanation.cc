@@ -306,9 +306,9 @@ class Explainer {
       if (best == nullptr || ec_weight(key, slot.seed) >= ec_weight(key, best->seed)) best = &slot;
     if (best != nullptr) {
       e_.egress_ip = from_ec(best->ip);
-      e_.mark = best->mark;
+      e_.mark = best->id;
     }
-    end(EC_STEERED_LOCAL, egress_ip_text(present.size(), "mark " + hex(*e_.mark)));
+    end(EC_STEERED_LOCAL, egress_ip_text(present.size(), "mark " + hex(*e_.mark) + " in the gateway's namespace"));
   }
 
   /// The other node's tables are not here; its choice is made the same way everywhere.

@@ -37,7 +37,8 @@ Status end_flows(std::uint32_t mark, std::uint32_t mask) {
 }
 
 Result<std::uint64_t> flows_not_entered() {
-  constexpr const char* kPath = "/proc/net/stat/nf_conntrack";  // a line of names, then one of each CPU, in hexadecimal
+  constexpr const char* kPath =
+      "/proc/thread-self/net/stat/nf_conntrack";  // a line of names, then one of each CPU, in hexadecimal
   constexpr std::size_t kMaxBytes = 1U << 20U;
   auto text = read_file(kPath, kMaxBytes);
   if (!text) return text.error();

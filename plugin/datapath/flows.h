@@ -9,13 +9,12 @@
 
 namespace egressclass {
 
-/// Deletes the IPv4 flows whose ct mark is `mark` under `mask`; their next packet opens a new one.
-/// (ctnetlink: IPCTNL_MSG_CT_DELETE without a tuple, filtered by CTA_MARK.)
+/// Deletes the flows, of both families, whose ct mark is `mark` under `mask`; their next packet opens a new one. Those
+/// of the thread's network namespace. (ctnetlink: IPCTNL_MSG_CT_DELETE without a tuple, filtered by CTA_MARK.)
 Status end_flows(std::uint32_t mark, std::uint32_t mask);
 
 /// How many new flows conntrack could not enter, since boot: their NAT had found no free port (and, rarely, two packets
-/// of one flow at once). Such packets are dropped. Counts all flows of this network namespace, also those that are not
-/// ours.
+/// of one flow at once). Such packets are dropped. Of the thread's network namespace.
 Result<std::uint64_t> flows_not_entered();
 
 }  // namespace egressclass

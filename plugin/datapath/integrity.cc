@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/integrity.h"
 
-#include <nftables/libnftables.h>
-
 #include <algorithm>
 #include <cinttypes>
 #include <cstdint>
@@ -11,9 +9,11 @@
 #include <string_view>
 #include <utility>
 
+#include "datapath/gateway_netns.h"
+#include "datapath/in_netns.h"
 #include "datapath/maps.h"
+#include "datapath/nft_table.h"
 #include "datapath/paths.h"
-#include "util/c_handle.h"
 #include "util/file.h"
 #include "util/json.h"
 #include "util/spare_file.h"
@@ -62,30 +62,18 @@ bool is_dynamic(const Json& set) {
 }
 
 /// A chain counts with its rules, in their order.
-void add_nft(Json listing, Fingerprint& fingerprint) {
+void add_nft(Json listing, const std::string& where, Fingerprint& fingerprint) {
   const auto entries = listing.find("nftables");
   if (entries == listing.end() || !entries->is_array()) return;
   for (Json& entry : *entries)
     for (auto& [kind, object] : entry.items()) {
       const Json* name = find_member(object, kind == "rule" ? "chain" : "name");
       if ((kind != "chain" && kind != "rule" && kind != "set" && kind != "map") || name == nullptr) continue;
-      const std::string key = (kind == "rule" ? "chain" : kind) + " " + name->get<std::string>();
+      const std::string key = where + (kind == "rule" ? "chain" : kind) + " " + name->get<std::string>();
       if (is_dynamic(object)) object.erase("elem");
       make_canonical(object);
       fingerprint[key] = hash_of(std::to_string(fingerprint[key]) + dump_json(object));
     }
-}
-
-/// No value: there is no such table.
-std::optional<Json> list_table() {
-  const CHandle<nft_ctx, nft_ctx_free> context(nft_ctx_new(NFT_CTX_DEFAULT));
-  if (!context) return std::nullopt;
-  nft_ctx_output_set_flags(context.get(), NFT_CTX_OUTPUT_JSON | NFT_CTX_OUTPUT_STATELESS);
-  nft_ctx_buffer_output(context.get());
-  nft_ctx_buffer_error(context.get());
-  if (nft_run_cmd_from_buffer(context.get(), "list table inet egressclass") != 0) return std::nullopt;
-  auto json = parse_json(nft_ctx_get_output_buffer(context.get()));
-  return json ? std::optional<Json>(std::move(*json)) : std::nullopt;
 }
 
 /// A sum, for the order of a hash table's entries is nobody's doing. The number of entries is in it as well.
@@ -104,19 +92,43 @@ void add_map(const std::string& name, const Result<BpfMap<Key, Value>>& map, Fin
 
 constexpr const char* kRules = "BPF map rules";
 
-/// But for the rules.
-Fingerprint take(std::optional<Json> table) {
+constexpr const char* kInGateway = "the gateway's ";
+
+/// No value: there is no such table.
+std::optional<Json> list_gateway_table() {
+  const auto netns = open_gateway_netns();
+  if (!netns || !*netns) return std::nullopt;
+  const auto there = InNetns::enter(*netns);
+  return there ? list_nft_table() : std::nullopt;
+}
+
+struct Taken {
   Fingerprint fingerprint;
-  if (table) add_nft(std::move(*table), fingerprint);
-  add_map("classes", open_classes_map(), fingerprint);  // those that only an apply writes
-  add_map("vnis", open_vnis_map(), fingerprint);
-  return fingerprint;
+  bool host_listed = false;
+  bool gateway_listed = false;
+};
+
+/// But for the rules.
+Taken take() {
+  Taken taken;
+  if (auto table = list_nft_table()) {
+    taken.host_listed = true;
+    add_nft(std::move(*table), "", taken.fingerprint);
+  }
+  if (auto table = list_gateway_table()) {
+    taken.gateway_listed = true;
+    add_nft(std::move(*table), kInGateway, taken.fingerprint);
+  }
+  add_map("classes", open_classes_map(), taken.fingerprint);  // those that only an apply writes
+  add_map("vnis", open_vnis_map(), taken.fingerprint);
+  add_map("egress_ips", open_egress_ips_map(), taken.fingerprint);
+  return taken;
 }
 
 }  // namespace
 
 Status note_integrity(const std::vector<std::pair<ec_rule_key, ec_rule>>& rules) {
-  Fingerprint fingerprint = take(list_table());
+  Fingerprint fingerprint = take().fingerprint;
   fingerprint[kRules] = hash_of_entries(rules);
   const Json noted = fingerprint;
   return write_reserved(paths::kIntegrity, dump_json(noted) + "\n", 0600);
@@ -127,16 +139,14 @@ Result<std::vector<std::string>> altered_objects() {
   if (!text) return text.error();
   auto noted = parse_json(text->value_or(""));
   if (!noted) return make_error("no fingerprint of what was applied", paths::kIntegrity);
-  auto table = list_table();
-  const bool listed = table.has_value();
-  Fingerprint found = take(std::move(table));
+  auto [found, host_listed, gateway_listed] = take();
   if (auto map = open_rules_map())
     if (const auto rules = map->entries()) found[kRules] = hash_of_entries(*rules);
 
   std::vector<std::string> altered;
   for (const auto& [object, hash] : noted->items()) {
     const auto now = found.find(object);
-    const bool can_tell = listed || object.starts_with("BPF");
+    const bool can_tell = object.starts_with("BPF") || (object.starts_with(kInGateway) ? gateway_listed : host_listed);
     if (can_tell && (now == found.end() || hash != now->second)) altered.push_back(object);
   }
   return altered;

@@ -33,6 +33,7 @@ inline auto open_attachments_map() { return BpfMap<__u32, ec_attachment>::open("
 inline auto open_endpoints_map() { return BpfMap<ec_ip, ec_endpoint>::open("endpoints"); }
 inline auto open_classes_map() { return BpfMap<__u32, ec_class>::open("classes"); }
 inline auto open_vnis_map() { return BpfMap<__u32, __u32>::open("vnis"); }
+inline auto open_egress_ips_map() { return BpfMap<ec_ip, ec_egress_ip>::open("egress_ips"); }
 inline auto open_gateways_map() { return BpfMap<ec_ip, ec_gateway>::open("gateways"); }
 inline auto open_rules_map() { return BpfMap<ec_rule_key, ec_rule>::open("rules"); }
 inline auto open_ports_map() { return BpfMap<ec_port_key, __u32>::open("ports"); }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "datapath/netlink.h"
 
-#include <fcntl.h>
 #include <linux/if_addr.h>
 #include <linux/net_namespace.h>
 #include <linux/rtnetlink.h>
@@ -10,11 +9,11 @@
 #include <netlink/msg.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/link.h>
-#include <sched.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
+
+#include "datapath/in_netns.h"
 
 namespace egressclass {
 namespace {
@@ -124,14 +123,8 @@ Result<Netlink> Netlink::open() {
 }
 
 Result<Netlink> Netlink::open_in(const Fd& netns) {
-  const Fd home(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
-  if (!home) return system_error("cannot open the own network namespace", "/proc/thread-self/ns/net", errno);
-  if (::setns(netns.get(), CLONE_NEWNET) != 0)
-    return system_error("cannot enter the pod's network namespace", "CNI_NETNS", errno);
-  auto socket = open();
-  // Nothing that follows may run in the pod's namespace.
-  if (::setns(home.get(), CLONE_NEWNET) != 0) std::abort();
-  return socket;
+  const auto there = InNetns::enter(netns);
+  return there ? open() : Result<Netlink>(there.error());
 }
 
 Result<std::optional<Link>> Netlink::link(const std::string& name) const { return get_link(socket(), 0, name.c_str()); }
@@ -182,6 +175,16 @@ Status Netlink::set_up(int ifindex, bool up) const {
   const int err = rtnl_link_change(socket(), link.get(), change.get(), 0);
   if (err < 0)
     return netlink_error(up ? "cannot set link up" : "cannot set link down", "ifindex " + std::to_string(ifindex), err);
+  return Ok{};
+}
+
+Status Netlink::set_mtu(int ifindex, unsigned mtu) const {
+  const LinkHandle link(rtnl_link_alloc());
+  const LinkHandle change(rtnl_link_alloc());
+  rtnl_link_set_ifindex(link.get(), ifindex);
+  rtnl_link_set_mtu(change.get(), mtu);
+  if (const int err = rtnl_link_change(socket(), link.get(), change.get(), 0); err < 0)
+    return netlink_error("cannot set the MTU to " + std::to_string(mtu), "ifindex " + std::to_string(ifindex), err);
   return Ok{};
 }
 

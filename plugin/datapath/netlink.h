@@ -37,6 +37,8 @@ struct InterfaceAddress {
 };
 
 /// kHost: never chosen as a source for what goes elsewhere.
+inline constexpr int kLoopbackIfindex = 1;  ///< in every namespace
+
 enum class AddressScope { kGlobal, kHost };
 
 class Netlink {
@@ -53,6 +55,7 @@ class Netlink {
   Result<int> nsid(const Fd& netns) const;
 
   Status set_up(int ifindex, bool up) const;
+  Status set_mtu(int ifindex, unsigned mtu) const;
   Status delete_link(int ifindex) const;
   /// Host addresses (/32, /128), IPv6 without duplicate address detection: they can be used at once. Present already,
   /// or absent already, is success.

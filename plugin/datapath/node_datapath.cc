@@ -18,13 +18,19 @@
 #include "datapath/attachment_store.h"
 #include "datapath/bpf_link.h"
 #include "datapath/counters.h"
+#include "datapath/device_program.h"
+#include "datapath/egress_ips.h"
 #include "datapath/expedite.h"
 #include "datapath/flows.h"
+#include "datapath/gateway_netns.h"
+#include "datapath/gateway_rules.h"
+#include "datapath/host_rules.h"
+#include "datapath/in_netns.h"
 #include "datapath/integrity.h"
 #include "datapath/link_pins.h"
 #include "datapath/maps.h"
 #include "datapath/netlink.h"
-#include "datapath/nft.h"
+#include "datapath/nft_table.h"
 #include "datapath/orphans.h"
 #include "datapath/plan_maps.h"
 #include "datapath/pod_datapath.h"
@@ -39,38 +45,42 @@
 namespace egressclass {
 namespace {
 
-/// The marks of a class's egress IPs here.
+/// The ids of a class's egress IPs here.
 std::map<Ip, std::uint32_t> slots_of(const ec_class& entry) {
   std::map<Ip, std::uint32_t> slots;
   for (const ec_slots* family : {&entry.slots4, &entry.slots6})
     for (const ec_slot& slot : std::span(family->slot).first(std::min<std::size_t>(family->count, EC_MAX_SLOTS)))
-      slots[from_ec(slot.ip)] = slot.mark;
+      slots[from_ec(slot.ip)] = slot.id;
   return slots;
 }
 
-/// What a mark means: a class, by its VNI.
+/// What an id means, of a class or of an egress IP: a class, by its VNI.
 std::map<std::uint32_t, std::uint32_t> meanings(const Plan& plan) {
   std::map<std::uint32_t, std::uint32_t> vni_of;
   for (const PlannedClass& c : plan.classes) {
-    vni_of[c.mark] = c.vni;
-    for (const PlannedSlot& slot : c.slots) vni_of[slot.mark] = c.vni;
+    vni_of[c.id] = c.vni;
+    for (const PlannedSlot& slot : c.slots) vni_of[slot.id] = c.vni;
   }
   return vni_of;
 }
 
-Status end_all_flows(const std::set<std::uint32_t>& marks, const Plan& plan) {
-  for (const std::uint32_t mark : marks)
-    if (auto ended = end_flows(mark, return_mark(plan.mark_mask)); !ended) return ended;
+/// Of egress IPs with these ids. `gateway`: no value when this node is none; then there are no flows.
+Status end_all_flows(const std::set<std::uint32_t>& ids, const std::optional<GatewayNetns>& gateway) {
+  if (!gateway || ids.empty()) return Ok{};
+  const auto there = InNetns::enter(gateway->netns);
+  if (!there) return there.error();
+  for (const std::uint32_t id : ids)
+    if (auto ended = end_flows(id, EC_MARK_ID); !ended) return ended;
   return Ok{};
 }
 
-/// Before a mark gets a new meaning in nft, classes that are no more, or one of whose marks means another class, lead
+/// Before an id gets a new meaning in nft, classes that are no more, or one of whose ids means another class, lead
 /// nowhere: their packets are dropped (class_removed, unknown_class), not sent with another class's egress IP. Counters
 /// start anew with the meaning.
-Status retire_classes(const Plan& plan) {
+Status retire_classes(const Plan& plan, const std::optional<GatewayNetns>& gateway) {
   const auto vni_of = meanings(plan);
-  const auto means = [&](std::uint32_t mark, std::uint32_t vni, bool nothing_will_do) {
-    const auto found = vni_of.find(mark);
+  const auto means = [&](std::uint32_t id, std::uint32_t vni, bool nothing_will_do) {
+    const auto found = vni_of.find(id);
     return found == vni_of.end() ? nothing_will_do : found->second == vni;
   };
   auto vnis = open_vnis_map();
@@ -83,29 +93,29 @@ Status retire_classes(const Plan& plan) {
     const __u32 id = present_class.first;
     const ec_class& entry = present_class.second;
     const auto slots = slots_of(entry);
-    const bool stays = means(entry.mark, entry.vni, false) && std::ranges::all_of(slots, [&](const auto& slot) {
+    const bool stays = means(id, entry.vni, false) && std::ranges::all_of(slots, [&](const auto& slot) {
                          return means(slot.second, entry.vni, true);
                        });
     if (stays) continue;
     if (auto erased = vnis->erase(entry.vni); !erased) return erased;
     if (auto erased = classes->erase(id); !erased) return erased;
     if (auto erased = erase_counters(id); !erased) return erased;
-    std::set<std::uint32_t> marks = {entry.mark};
-    for (const auto& [ip, mark] : slots) marks.insert(mark);
-    if (auto ended = end_all_flows(marks, plan); !ended) return ended;
+    std::set<std::uint32_t> ids = {id};
+    for (const auto& [ip, slot_id] : slots) ids.insert(slot_id);
+    if (auto ended = end_all_flows(ids, gateway); !ended) return ended;
   }
   return Ok{};
 }
 
-/// Marks of flows that are to end because of what becomes of a class's egress IPs here.
-struct EndingMarks {
+/// Of egress IPs here whose flows are to end, because of what becomes of a class's egress IPs.
+struct EndingIds {
   std::set<std::uint32_t> gone;  ///< the egress IP is no more: nft would drop them for as long as they try
   std::set<std::uint32_t> cut;   ///< "onChange": "cut": all of a class whose egress IPs change
 };
 
 /// By what is in the map of classes still.
-Result<EndingMarks> find_ending_marks(const Plan& plan) {
-  EndingMarks ending;
+Result<EndingIds> find_ending_ids(const Plan& plan) {
+  EndingIds ending;
   auto classes = open_classes_map();
   if (!classes) return classes.error();
   auto entries = classes->entries();
@@ -116,13 +126,13 @@ Result<EndingMarks> find_ending_marks(const Plan& plan) {
     const auto found = by_id.find(c.id);
     if (found == by_id.end()) continue;
     std::map<Ip, std::uint32_t> wanted;
-    for (const PlannedSlot& slot : c.slots) wanted[slot.ip] = slot.mark;
+    for (const PlannedSlot& slot : c.slots) wanted[slot.ip] = slot.id;
     const auto present = slots_of(*found->second);
     if (present == wanted) continue;
-    for (const auto& [ip, mark] : present) {
+    for (const auto& [ip, id] : present) {
       const auto kept = wanted.find(ip);
-      if (kept == wanted.end() || kept->second != mark) ending.gone.insert(mark);
-      if (!c.keep_flows) ending.cut.insert(mark);
+      if (kept == wanted.end() || kept->second != id) ending.gone.insert(id);
+      if (!c.keep_flows) ending.cut.insert(id);
     }
   }
   return ending;
@@ -132,27 +142,65 @@ Status forward_on(const std::string& interface, bool v4, SystemChanges& changes)
   return v4 ? changes.set_sysctl("net/ipv4/conf/" + interface + "/forwarding", "1") : changes.forward_ipv6();
 }
 
-/// Egress IPs, and forwarding on the interfaces that replies to them come in by.
-Status place_egress_ips(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
-  std::map<Ip, int> wanted;
+/// On the interfaces of egress IPs: without it the kernel gives no route that leads out by there (bpf_fib_lookup).
+Status forward_on_uplinks(const Netlink& netlink, const Plan& plan, SystemChanges& changes) {
   std::set<std::pair<int, bool>> forwarding;  // ifindex, IPv4
   for (const PlannedClass& c : plan.classes)
     for (const PlannedSlot& slot : c.slots) {
-      wanted[slot.ip] = slot.ifindex;
       if (!forwarding.emplace(slot.ifindex, slot.ip.is_v4()).second) continue;
       auto link = netlink.link(slot.ifindex);
       if (!link) return link.error();
       if (!*link) return make_error("the interface for an egress IP is gone", slot.ip.str());
       if (auto forwards = forward_on((*link)->name, slot.ip.is_v4(), changes); !forwards) return forwards;
+      if (slot.ip.is_v4()) continue;
+      if (const auto off = read_sysctl("net/ipv6/conf/" + (*link)->name + "/disable_ipv6"); !off || *off != "0")
+        return make_error("no IPv6 on the interface of an egress IP",
+                          slot.ip.str() + ": IPv6 is switched off on " + (*link)->name + " (sysctl disable_ipv6)");
     }
-  return changes.place_addresses(netlink, wanted);
+  return Ok{};
 }
 
-std::set<Ip> local_egress_ips(const Plan& plan) {
-  std::set<Ip> ips;
-  for (const PlannedClass& c : plan.classes)
-    for (const PlannedSlot& slot : c.slots) ips.insert(slot.ip);
-  return ips;
+/// The longest packet that all of them take.
+Result<unsigned> uplink_mtu(const Netlink& netlink, const Plan& plan) {
+  std::set<int> uplinks;
+  for (const auto& [ip, ifindex] : egress_ips_of(plan)) uplinks.insert(ifindex);
+  unsigned least = UINT16_MAX;
+  for (const int ifindex : uplinks) {
+    auto link = netlink.link(ifindex);
+    if (!link) return link.error();
+    if (*link) least = std::min(least, (*link)->mtu);
+  }
+  return least;
+}
+
+bool is_gateway(const Plan& plan) {
+  return std::ranges::any_of(plan.classes, [](const PlannedClass& c) { return !c.slots.empty(); });
+}
+
+/// No value: this node is no gateway. Nothing leads there yet.
+Result<std::optional<GatewayNetns>> ensure_gateway(const Netlink& netlink, const Plan& plan, const Programs& programs,
+                                                   const Tunnel& tunnel, SystemChanges& changes) {
+  using Gateway = std::optional<GatewayNetns>;
+  if (!is_gateway(plan)) return Gateway();
+  if (auto forwards = forward_on_uplinks(netlink, plan, changes); !forwards) return forwards.error();
+  auto mtu = uplink_mtu(netlink, plan);
+  if (!mtu) return mtu.error();
+  auto gateway = ensure_gateway_netns(netlink, *mtu, tunnel.mtu, plan.audited);
+  if (!gateway) return gateway.error();
+  if (auto held = hold_program(programs.gateway_out.get(), gateway->ec0, 0); !held) return held.error();
+  const auto there = InNetns::enter(gateway->netns);
+  if (!there) return there.error();
+  if (auto held = hold_program(programs.gateway_in.get(), gateway->ec1, 0); !held) return held.error();
+  return Gateway(std::move(*gateway));
+}
+
+/// If this node was one.
+Status remove_gateway(const Netlink& netlink) {
+  auto device = netlink.link(paths::kGatewayDevice);
+  if (!device) return device.error();
+  if (!*device && held_egress_ips().empty()) return Ok{};
+  if (auto released = release_egress_ips(netlink); !released) return released;
+  return remove_gateway_netns(netlink);
 }
 
 /// nexthop_in on the interfaces by which replies of next hops come, and on no other any more. Without forwarding there
@@ -264,9 +312,7 @@ Result<NodeFacts> gather_facts(const std::vector<Attachment>& attachments) {
   if (!facts) return facts;
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
-  auto changes = SystemChanges::load();
-  if (!changes) return changes.error();
-  for (const auto& [ip, ifindex] : changes->addresses()) facts->placed.insert(ip);
+  for (const auto& [ip, ifindex] : held_egress_ips()) facts->held.insert(ip);
   if (auto noted = note_attached(*netlink, attachments, *facts); !noted) return noted.error();
   return facts;
 }
@@ -306,19 +352,24 @@ Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& program
     if (!ensured) return ensured.error();
     tunnel = *ensured;
   }
-  if (auto placed = place_egress_ips(*netlink, plan, *changes); !placed) return placed.error();
-  if (auto retired = retire_classes(plan); !retired) return retired.error();
-  if (auto applied = apply_nft(plan, tunnel.mtu); !applied) return applied.error();
-  auto ending = find_ending_marks(plan);
+  auto gateway = ensure_gateway(*netlink, plan, programs, tunnel, *changes);
+  if (!gateway) return gateway.error();
+  if (auto retired = retire_classes(plan, *gateway); !retired) return retired.error();
+  if (auto applied = apply_host_rules(plan); !applied) return applied.error();
+  if (*gateway)
+    if (auto applied = apply_gateway_rules((*gateway)->netns, plan, tunnel.mtu); !applied) return applied.error();
+  auto ending = find_ending_ids(plan);
   if (!ending) return ending.error();
-  if (auto ended = end_all_flows(ending->gone, plan); !ended) return ended.error();
+  if (auto ended = end_all_flows(ending->gone, *gateway); !ended) return ended.error();
+  if (*gateway)
+    if (auto held = hold_egress_ips(*netlink, **gateway, programs, plan); !held) return held.error();
   if (auto written = write_gateways(plan); !written) return written.error();
   if (auto written = rulesets.write(); !written) return written.error();
   if (auto watched = watch_nexthops(*netlink, plan, programs, *changes); !watched) return watched.error();
   if (auto written = write_classes(plan, rulesets.numbers()); !written) return written.error();
-  if (auto ended = end_all_flows(ending->cut, plan); !ended)
+  if (auto ended = end_all_flows(ending->cut, *gateway); !ended)
     return ended.error();  // not before: packets would open them again
-  if (auto written = write_node(plan, tunnel); !written) return written.error();
+  if (auto written = write_node(plan, tunnel, *gateway ? (*gateway)->ec0 : 0); !written) return written.error();
 
   auto settled = settle_pods(*netlink, plan, attachments);
   if (!settled) return settled.error();
@@ -327,8 +378,8 @@ Result<std::vector<Reclassed>> realize(const Plan& plan, const Programs& program
   if (auto removed = rulesets.remove_unused(); !removed) return removed.error();
   if (plan.classes.empty())
     if (auto removed = remove_tunnel(*netlink, plan.mark_mask); !removed) return removed.error();
-  if (auto removed = changes->remove_addresses_except(*netlink, local_egress_ips(plan)); !removed)
-    return removed.error();
+  if (!*gateway)
+    if (auto removed = remove_gateway(*netlink); !removed) return removed.error();
   if (auto noted = note_integrity(rulesets.entries()); !noted) return noted.error();
   const std::string applied = plan.applied.to_json();
   if (auto kept = write_reserved(paths::kLastClasses, applied); !kept) return kept.error();
@@ -357,13 +408,14 @@ Result<std::size_t> tear_down() {
     if (::unlink(file) != 0 && errno != ENOENT) errors.add(system_error("cannot remove", file, errno));
   errors.add(remove_tunnel(*netlink, mark_mask));
   for (const std::string& pin : nexthop_pins()) errors.add(remove_link(pin));
+  errors.add(release_egress_ips(*netlink));
+  errors.add(remove_gateway_netns(*netlink));
   if (auto changes = SystemChanges::load()) {
-    errors.add(changes->remove_addresses_except(*netlink, {}));
     errors.add(changes->restore_sysctls());
   } else {
     errors.add(changes.error());
   }
-  errors.add(remove_nft());
+  errors.add(remove_nft_table());
 
   // Pods whose veth is gone are no reason to stay.
   for (const Attachment& attachment : list_attachments()) {

@@ -24,6 +24,8 @@ inline constexpr const char* kMapPins = "/sys/fs/bpf/egressclass/maps";
 inline constexpr const char* kProgramPins = "/sys/fs/bpf/egressclass/programs";
 inline constexpr const char* kLinkPins = "/sys/fs/bpf/egressclass/links";  // by ifindex
 
+inline constexpr const char* kGatewayNetns = "/run/netns/egressclass";
+inline constexpr const char* kGatewayDevice = "ec0";  // leads into it
 inline constexpr const char* kTunnelDevice = "egress0";
 
 }  // namespace egressclass::paths

@@ -68,7 +68,7 @@ ec_class class_entry(const PlannedClass& c, std::uint32_t ruleset) {
   }
   for (const PlannedSlot& slot : c.slots) {
     ec_slots& slots = slot.ip.is_v4() ? entry.slots4 : entry.slots6;
-    slots.slot[slots.count++] = {.ip = to_ec(slot.ip), .mark = slot.mark, .seed = seed_of(slot.ip)};
+    slots.slot[slots.count++] = {.ip = to_ec(slot.ip), .id = slot.id, .seed = seed_of(slot.ip)};
   }
   return entry;
 }
@@ -115,7 +115,19 @@ Status write_classes(const Plan& plan, const std::map<std::string, std::uint32_t
   return make_equal(*vnis_map, *present_vnis, vnis);
 }
 
-Status write_node(const Plan& plan, const Tunnel& tunnel) {
+Status write_egress_ips(const Plan& plan) {
+  auto map = open_egress_ips_map();
+  if (!map) return map.error();
+  auto present = read_entries(*map);
+  if (!present) return present.error();
+  Entries<ec_ip, ec_egress_ip> wanted;
+  for (const PlannedClass& c : plan.classes)
+    for (const PlannedSlot& slot : c.slots)
+      wanted[to_ec(slot.ip)] = {.ifindex = static_cast<__u32>(slot.ifindex), .own_network = slot.own_network ? 1U : 0U};
+  return make_equal(*map, *present, wanted);
+}
+
+Status write_node(const Plan& plan, const Tunnel& tunnel, int gateway_ifindex) {
   ec_node node{};
   node.layout = EC_LAYOUT;
   node.applied = 1;
@@ -124,7 +136,7 @@ Status write_node(const Plan& plan, const Tunnel& tunnel) {
   if (plan.underlay4) node.underlay4 = to_ec(plan.underlay4->ip);
   if (plan.underlay6) node.underlay6 = to_ec(plan.underlay6->ip);
   node.mark_mask = plan.mark_mask;
-  node.return_mark = return_mark(plan.mark_mask);
+  node.gateway_ifindex = static_cast<__u32>(gateway_ifindex);
   node.reply_mark = reply_mark(plan.mark_mask);
   node.probe_mark = probe_mark(plan.mark_mask);
   node.pending_mark = pending_mark(plan.mark_mask);

@@ -159,8 +159,8 @@ Status load_and_pin() {
     maps.insert(*id);
   }
   const auto& progs = (*skeleton)->progs;
-  for (const bpf_program* program :
-       {progs.classify, progs.classify_again, progs.tunnel_in, progs.tunnel_out, progs.nexthop_in})
+  for (const bpf_program* program : {progs.classify, progs.classify_again, progs.tunnel_in, progs.tunnel_out,
+                                     progs.nexthop_in, progs.uplink_in, progs.gateway_in, progs.gateway_out})
     if (auto pinned = pin_program(program, maps); !pinned) return pinned;
   return write_reserved(paths::kPrograms, build_line() + describe_pinned(), 0600);
 }
@@ -218,19 +218,16 @@ Result<Programs> install_programs() {
   if (auto same = refuse_other_layout(); !same) return same.error();
   if (!is_pinned_already())
     if (auto pinned = load_and_pin(); !pinned) return pinned.error();
-  auto classify = open_program("classify");
-  if (!classify) return classify.error();
-  auto classify_again = open_program("classify_again");
-  if (!classify_again) return classify_again.error();
-  auto tunnel_in = open_program("tunnel_in");
-  if (!tunnel_in) return tunnel_in.error();
-  auto tunnel_out = open_program("tunnel_out");
-  if (!tunnel_out) return tunnel_out.error();
-  auto nexthop_in = open_program("nexthop_in");
-  if (!nexthop_in) return nexthop_in.error();
-
-  Programs programs{std::move(*classify), std::move(*classify_again), std::move(*tunnel_in), std::move(*tunnel_out),
-                    std::move(*nexthop_in)};
+  Programs programs;
+  for (const auto& [name, program] :
+       {std::pair("classify", &programs.classify), std::pair("classify_again", &programs.classify_again),
+        std::pair("tunnel_in", &programs.tunnel_in), std::pair("tunnel_out", &programs.tunnel_out),
+        std::pair("nexthop_in", &programs.nexthop_in), std::pair("uplink_in", &programs.uplink_in),
+        std::pair("gateway_in", &programs.gateway_in), std::pair("gateway_out", &programs.gateway_out)}) {
+    auto opened = open_program(name);
+    if (!opened) return opened.error();
+    *program = std::move(*opened);
+  }
   const Expedite expedite;
   if (auto replaced = replace_in_pods(programs); !replaced) return replaced.error();
   return programs;

@@ -14,6 +14,9 @@ struct Programs {
   Fd tunnel_in;
   Fd tunnel_out;
   Fd nexthop_in;
+  Fd uplink_in;
+  Fd gateway_in;
+  Fd gateway_out;
 };
 
 /// Loads what is not pinned yet. Pinned maps are kept with their content (refused when of another layout); pinned

@@ -57,15 +57,24 @@ Result<RouteLookup> RouteLookup::open() {
   return RouteLookup(std::move(*netlink));
 }
 
-Result<std::optional<Route>> RouteLookup::find(const Ip& source, const Ip& to, std::uint32_t mark) const {
+Result<std::optional<Route>> RouteLookup::find(const Ip& source, const Ip& to, int came_by) const {
+  return ask(&source, to, RTA_IIF, came_by);
+}
+
+Result<std::optional<Route>> RouteLookup::find_by(int ifindex, const Ip& to) const {
+  return ask(nullptr, to, RTA_OIF, ifindex);
+}
+
+Result<std::optional<Route>> RouteLookup::ask(const Ip* source, const Ip& to, int attribute, int ifindex) const {
   const unsigned char bits = to.is_v4() ? 32 : 128;
   rtmsg request{};
   request.rtm_family = to.is_v4() ? AF_INET : AF_INET6;
-  request.rtm_src_len = request.rtm_dst_len = bits;
+  request.rtm_dst_len = bits;
+  request.rtm_src_len = source != nullptr ? bits : 0;
   const CHandle<nl_msg, nlmsg_free> message(nlmsg_alloc_simple(RTM_GETROUTE, 0));
   if (!message || nlmsg_append(message.get(), &request, sizeof(request), NLMSG_ALIGNTO) < 0 ||
-      !put_ip(message.get(), RTA_SRC, source) || !put_ip(message.get(), RTA_DST, to) ||
-      nla_put_u32(message.get(), RTA_MARK, mark) < 0)
+      (source != nullptr && !put_ip(message.get(), RTA_SRC, *source)) || !put_ip(message.get(), RTA_DST, to) ||
+      (ifindex != 0 && nla_put_u32(message.get(), attribute, static_cast<std::uint32_t>(ifindex)) < 0))
     return system_error("cannot ask for a route", to.str(), ENOMEM);
   Answer answer;
   const CHandle<nl_cb, nl_cb_put> callbacks(nl_cb_alloc(NL_CB_DEFAULT));

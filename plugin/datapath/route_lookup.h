@@ -22,10 +22,14 @@ Ip sample_of(const Prefix& prefix);
 class RouteLookup {
  public:
   static Result<RouteLookup> open();
-  /// The way of a packet with that source, an address of this node, and that mark. No value: there is none.
-  Result<std::optional<Route>> find(const Ip& source, const Ip& to, std::uint32_t mark) const;
+  /// The way of a packet with that source: an address of this node, or any that came by the interface `came_by`. No
+  /// value: there is none.
+  Result<std::optional<Route>> find(const Ip& source, const Ip& to, int came_by = 0) const;
+  /// The way that leads out by an interface, if there is one.
+  Result<std::optional<Route>> find_by(int ifindex, const Ip& to) const;
 
  private:
+  Result<std::optional<Route>> ask(const Ip* source, const Ip& to, int attribute, int ifindex) const;
   explicit RouteLookup(Netlink netlink) : netlink_(std::move(netlink)) {}
   Netlink netlink_;
 };

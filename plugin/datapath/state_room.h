@@ -11,6 +11,6 @@ namespace egressclass {
 
 /// For an apply of `plan`, whose text is `config`, and for putting back what is in force. An error: there is not
 /// enough.
-Status reserve_state(const Plan& plan, const NodeFacts& facts, const std::string& config);
+Status reserve_state(const Plan& plan, const std::string& config);
 
 }  // namespace egressclass

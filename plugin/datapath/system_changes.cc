@@ -20,8 +20,8 @@ namespace {
 constexpr std::size_t kMaxBytes = 4U << 20U;
 
 Error broken(const std::string& why) {
-  return make_error("broken state file", std::string(paths::kSystemChanges) + ": " + why +
-                                             "; remove it, then remove egress IPs that stay on interfaces by hand");
+  return make_error("broken state file",
+                    std::string(paths::kSystemChanges) + ": " + why + "; remove it, then put sysctls back by hand");
 }
 
 std::string sysctl_path(const std::string& name) { return "/proc/sys/" + name; }
@@ -53,8 +53,6 @@ Result<SystemChanges> SystemChanges::load() {
   if (!json) return broken(json.error().details);
   try {
     for (const auto& [name, value] : json->at("sysctls").items()) changes.sysctls_[name] = value.get<std::string>();
-    for (const auto& [address, ifindex] : json->at("addresses").items())
-      if (const auto ip = Ip::parse(address)) changes.addresses_[*ip] = ifindex.get<int>();
   } catch (const nlohmann::json::exception& e) {
     return broken(e.what());
   }
@@ -62,9 +60,7 @@ Result<SystemChanges> SystemChanges::load() {
 }
 
 Status SystemChanges::save() const {
-  std::map<std::string, int> addresses;
-  for (const auto& [ip, ifindex] : addresses_) addresses[ip.str()] = ifindex;
-  const Json json = {{"sysctls", sysctls_}, {"addresses", addresses}};
+  const Json json = {{"sysctls", sysctls_}};
   return write_reserved(paths::kSystemChanges, dump_json(json) + "\n", 0600);
 }
 
@@ -89,43 +85,6 @@ Status SystemChanges::forward_ipv6() {
       if (auto set = set_sysctl(name, "2"); !set) return set;
   }
   return set_sysctl(conf + "all/forwarding", "1");
-}
-
-Status SystemChanges::place_addresses(const Netlink& netlink, const std::map<Ip, int>& wanted) {
-  auto listed = netlink.addresses();
-  if (!listed) return listed.error();
-  std::map<Ip, int> present;
-  for (const InterfaceAddress& address : *listed) present.try_emplace(address.ip, address.ifindex);
-
-  std::map<Ip, int> coming;
-  for (const auto& [ip, ifindex] : wanted) {
-    const auto found = present.find(ip);
-    if (found != present.end() && (found->second == ifindex || !addresses_.contains(ip))) continue;
-    if (found != present.end())  // ours, on another interface than wanted
-      if (auto moved = netlink.delete_address(found->second, ip); !moved) return moved;
-    coming[ip] = addresses_[ip] = ifindex;
-  }
-  if (coming.empty()) return Ok{};
-  if (auto saved = save(); !saved) return saved;
-  for (const auto& [ip, ifindex] : coming)
-    if (auto added = netlink.add_address(ifindex, ip); !added) return added;
-  return Ok{};
-}
-
-Status SystemChanges::remove_addresses_except(const Netlink& netlink, const std::set<Ip>& wanted) {
-  AllErrors errors;
-  const std::size_t before = addresses_.size();
-  for (auto it = addresses_.begin(); it != addresses_.end();) {
-    if (wanted.contains(it->first)) {
-      ++it;
-      continue;
-    }
-    auto deleted = netlink.delete_address(it->second, it->first);
-    errors.add(deleted);
-    it = deleted ? addresses_.erase(it) : std::next(it);
-  }
-  if (addresses_.size() != before) errors.add(save());
-  return errors.status();
 }
 
 Status SystemChanges::restore_sysctls() {

@@ -139,9 +139,9 @@ Status set_device_sysctls(unsigned mtu) {
   return write_sysctl(ipv6 + "disable_ipv6", "0");
 }
 
-/// Marks that are routed to egress0: replies on their way back, and what nft has not seen (tunnel_out drops it).
-/// Local programs may use the pending bit for their own ends: for them, the rules in between are skipped.
-std::array<RuleHandle, 4> rules(int family, std::uint32_t mark_mask) {
+/// What nft has not seen is routed to egress0, where tunnel_out drops it. Local programs may use the pending bit for
+/// their own ends: for them, the rule in between is skipped.
+std::array<RuleHandle, 3> rules(int family, std::uint32_t mark_mask) {
   const auto a_rule = [family](std::uint32_t priority, std::uint8_t action, std::uint32_t mark, std::uint32_t mask) {
     RuleHandle rule(rtnl_rule_alloc());
     rtnl_rule_set_family(rule.get(), family);
@@ -157,7 +157,6 @@ std::array<RuleHandle, 4> rules(int family, std::uint32_t mark_mask) {
   rtnl_rule_set_iif(skip.get(), "lo");
   rtnl_rule_set_goto(skip.get(), kRulePriority + 1);
   return {a_rule(kRulePriority + 1, FR_ACT_NOP, 0, 0), std::move(skip),
-          a_rule(kRulePriority, FR_ACT_TO_TBL, return_mark(mark_mask), mark_mask),
           a_rule(kRulePriority, FR_ACT_TO_TBL, pending, pending)};
 }
 
@@ -184,7 +183,7 @@ std::vector<int> families(unsigned mtu) {
   return has_ipv6(mtu) ? std::vector{AF_INET, AF_INET6} : std::vector{AF_INET};
 }
 
-Status ensure_return_route(const Netlink& netlink, int family, std::uint32_t mark_mask, int ifindex) {
+Status ensure_last_way(const Netlink& netlink, int family, std::uint32_t mark_mask, int ifindex) {
   const RouteHandle last = last_route(family);
   const RouteHandle route = default_route(family, RTN_UNICAST, 1);
   rtnl_route_set_scope(route.get(), family == AF_INET ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE);
@@ -201,7 +200,7 @@ Status ensure_return_route(const Netlink& netlink, int family, std::uint32_t mar
   return Ok{};
 }
 
-Status remove_return_route(const Netlink& netlink, int family, std::uint32_t mark_mask) {
+Status remove_last_way(const Netlink& netlink, int family, std::uint32_t mark_mask) {
   for (const RuleHandle& rule : rules(family, mark_mask))
     if (const int err = rtnl_rule_delete(netlink.socket(), rule.get(), 0); err < 0 && !is_absent(err))
       return netlink_error("cannot remove a rule for egress0", "priority " + std::to_string(kRulePriority), err);
@@ -224,7 +223,7 @@ Result<unsigned> underlay_mtu(const Netlink& netlink, const Plan& plan, const Un
   if (!routes) return routes.error();
   for (const Prefix& sender : plan.senders) {
     if (sender.ip.is_v4() != underlay.ip.is_v4()) continue;
-    const auto route = routes->find(underlay.ip, sample_of(sender), 0);
+    const auto route = routes->find(underlay.ip, sample_of(sender));
     if (!route || !*route) continue;  // which is for others to say
     if (!mtu_of.contains((*route)->ifindex)) {
       auto uplink = netlink.link((*route)->ifindex);
@@ -282,13 +281,13 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
     return done.error();
   if (auto up = set_device_up(netlink, ifindex, plan); !up) return up.error();
   for (const int family : families(*mtu))
-    if (auto routed = ensure_return_route(netlink, family, plan.mark_mask, ifindex); !routed) return routed.error();
+    if (auto routed = ensure_last_way(netlink, family, plan.mark_mask, ifindex); !routed) return routed.error();
   return Tunnel{ifindex, *mtu};
 }
 
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
   AllErrors errors;
-  for (const int family : families(kIpv6MinimumMtu)) errors.add(remove_return_route(netlink, family, mark_mask));
+  for (const int family : families(kIpv6MinimumMtu)) errors.add(remove_last_way(netlink, family, mark_mask));
   auto link = netlink.link(kDevice);
   errors.add(link);
   if (link && *link && is_ours(**link)) errors.add(netlink.delete_link((*link)->ifindex));  // its route goes with it

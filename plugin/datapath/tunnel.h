@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // egress0, the tunnel between nodes: a VXLAN device whose keys the BPF programs set and read, and the rules that lead
-// packets there: replies on a gateway, and what nobody verified.
+// packets there that nobody verified.
 #pragma once
 
 #include <cstdint>

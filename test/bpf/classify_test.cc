@@ -64,10 +64,8 @@ class ClassifyTest : public DatapathTest {
 /// To the tunnel goes what the other end takes; the host's own stack gets what is marked; the rest is untouched.
 Bytes as_it_goes_on(const Case& c) {
   Packet packet = c.packet;
-  if (c.action == Action::kRedirect) return in_tunnel(packet, kUnderlay, kGateway).bytes();
-  const ec_event counted = c.counted.value_or(EC_BYPASSED);
-  if (counted == EC_REPLIED || counted == EC_STEERED_LOCAL)
-    packet.to(std::string(c.device) == "pod0" ? kPodHostMac : kLocalPodHostMac);
+  if (c.counted == EC_STEERED_TUNNEL) return in_tunnel(packet, kUnderlay, kGateway).bytes();
+  if (c.counted == EC_REPLIED) packet.to(std::string(c.device) == "pod0" ? kPodHostMac : kLocalPodHostMac);
   return packet.bytes();
 }
 
@@ -192,10 +190,8 @@ INSTANTIATE_TEST_SUITE_P(
                                                             [](ec_attachment& pod) { pod.class_id = kLocalClass; });
                                },
                            .packet = pod_sends(kOutside).udp(1, 2),
-                           .action = Action::kNext,
-                           .class_id = kLocalClass,
-                           .counted = EC_STEERED_LOCAL,
-                           .mark_after = pending_mark_of(kLocalClass)}),
+                           .action = Action::kRedirect,
+                           .mark_after = new_mark_of(kLocalClass)}),
     claim_as_name<Case>);
 
 INSTANTIATE_TEST_SUITE_P(
@@ -419,22 +415,22 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     Marks, Classify,
     ::testing::Values(
-        Case{.claim = "the mark of a local class is set under the mask, and other bits stay",
+        Case{.claim = "a packet of a local class gets the id of its class, which the gateway counts",
              .packet = local_pod_sends(kOutside).udp(1, 2),
              .device = "pod1",
-             .mark = kOtherBits,
-             .action = Action::kNext,
-             .class_id = kLocalClass,
-             .counted = EC_STEERED_LOCAL,
-             .mark_after = kOtherBits | pending_mark_of(kLocalClass)},
-        Case{.claim = "the mark of a local class replaces one that the packet has",
+             .action = Action::kRedirect,
+             .mark_after = new_mark_of(kLocalClass)},
+        Case{.claim = "the id of a local class replaces all bits of a mark that the packet has",
              .packet = local_pod_sends(kOutside).udp(1, 2),
              .device = "pod1",
              .mark = 0xffffffff,
-             .action = Action::kNext,
-             .class_id = kLocalClass,
-             .counted = EC_STEERED_LOCAL,
-             .mark_after = ~kMask | pending_mark_of(kLocalClass)},
+             .action = Action::kRedirect,
+             .mark_after = new_mark_of(kLocalClass)},
+        Case{.claim = "a fragment of a local class has its id too",
+             .packet = local_pod_sends(kOutside).fragment(1, 1480, false).protocol(IPPROTO_UDP).payload(400),
+             .device = "pod1",
+             .action = Action::kRedirect,
+             .mark_after = new_mark_of(kLocalClass)},
         Case{.claim = "the mark of a tunnel class is set under the mask, and other bits stay",
              .packet = pod_sends(kOutside).udp(1, 2),
              .mark = kOtherBits | mark_of(kLocalClass),
@@ -469,10 +465,28 @@ INSTANTIATE_TEST_SUITE_P(
              .given = [](Node& node) { node.erase("gateways", ec(kGateway)); },
              .packet = local_pod_sends(kOutside).udp(1, 2),
              .device = "pod1",
-             .action = Action::kNext,
+             .action = Action::kRedirect,
+             .mark_after = new_mark_of(kLocalClass)},
+        Case{.claim = "without the way into the gateway's namespace a packet of a local class is dropped",
+             .given = [](Node& node) { node.cut_off_gateway(); },
+             .packet = local_pod_sends(kOutside).udp(1, 2),
+             .device = "pod1",
+             .action = Action::kDrop,
              .class_id = kLocalClass,
-             .counted = EC_STEERED_LOCAL,
-             .mark_after = pending_mark_of(kLocalClass)}),
+             .counted = EC_DROP_GATEWAY_GONE},
+        Case{.claim = "on a node that is no gateway the way is not there either",
+             .given = [](Node& node) { node.change<ec_node>("node", 0U, [](ec_node& n) { n.gateway_ifindex = 0; }); },
+             .packet = local_pod_sends(kOutside).udp(1, 2),
+             .device = "pod1",
+             .action = Action::kDrop,
+             .class_id = kLocalClass,
+             .counted = EC_DROP_GATEWAY_GONE},
+        Case{.claim = "a tunnel class needs no such way",
+             .given = [](Node& node) { node.cut_off_gateway(); },
+             .packet = pod_sends(kOutside).udp(1, 2),
+             .action = Action::kRedirect,
+             .counted = EC_STEERED_TUNNEL,
+             .mark_after = mark_of(kTunnelClass)}),
     claim_as_name<Case>);
 
 // --- answers to what others opened -------------------------------------------------------------------------------
@@ -642,7 +656,7 @@ TEST_F(ClassifyTest, AFragmentOfOnePodIsNoneOfAnothers) {
   node_.track(inbound("udp"));
   EXPECT_EQ(from_pod(first_fragment(kOutside, 1)).mark, reply_mark(kMask));
   const Packet others = local_pod_sends(kOutside).fragment(1, 1480, false).protocol(IPPROTO_UDP).payload(400);
-  EXPECT_EQ(node_.run(Program::kClassify, others.bytes(), node_.ifindex("pod1")).mark, pending_mark_of(kLocalClass));
+  EXPECT_EQ(node_.run(Program::kClassify, others.bytes(), node_.ifindex("pod1")).mark, new_mark_of(kLocalClass));
 }
 
 TEST_F(ClassifyTest, LaterFragmentsNeverHavePorts) {
@@ -857,7 +871,7 @@ TEST_F(ClassifyTest, CountersAddUpPacketsAndBytesOfEachClass) {
   from_pod(pod_sends(kOutside).udp(1, 2).payload(100));
   from_pod(pod_sends(kOutside).udp(1, 2).payload(1000));
   from_pod(pod_sends(kRemotePod).udp(1, 2));
-  node_.run(Program::kClassify, local_pod_sends(kOutside).udp(1, 2).payload(7).bytes(), node_.ifindex("pod1"));
+  node_.gateway_in(node_.classify(local_pod_sends(kOutside).udp(1, 2).payload(7), "pod1"));
   node_.expect_counts({{kTunnelClass, EC_STEERED_TUNNEL, 2, 2 * headers + 1100},
                        {kTunnelClass, EC_BYPASSED, 1, headers},
                        {kLocalClass, EC_STEERED_LOCAL, 1, headers + 7}});
@@ -890,11 +904,22 @@ TEST_F(ClassifyTest, TheProbeIsACopyAndThePacketFollowsWhole) {
   EXPECT_EQ(tunneled->inner, inner);
 }
 
-TEST_F(ClassifyTest, APacketOfALocalClassIsTheHostsOwnToRoute) {
-  const Packet packet = local_pod_sends(kOutside).udp(1, 2).payload(50);
-  node_.far("pod1").send(packet.bytes());
-  node_.expect_counts({{kLocalClass, EC_STEERED_LOCAL, 1, packet.bytes().size()}});
-  EXPECT_TRUE(node_.next_routed()) << "it was not routed by its mark";
+TEST_F(ClassifyTest, APacketOfALocalClassLeavesWithTheEgressIpOfItsClass) {
+  for (const Packet& packet :
+       {local_pod_sends(kOutside).udp(1, 2).payload(50), local_pod_sends(kOutside).tcp(1, 2, kSyn).payload(1400),
+        local_pod_sends(kOutside).icmp(kEcho).payload(56)}) {
+    node_.far("pod1").send(packet.bytes());
+    const auto left = node_.next_outside();
+    ASSERT_TRUE(left) << "nothing has left" << packet;
+    expect_translated(*left, packet, kEgressIp);
+  }
+  EXPECT_EQ(node_.counted(EC_STEERED_LOCAL), 3U);
+}
+
+TEST_F(ClassifyTest, TheMarkOfTheGatewaysNamespaceStaysThere) {
+  node_.far("pod1").send(local_pod_sends(kOutside).udp(1, 2).bytes(), 0xffffffff);
+  EXPECT_TRUE(node_.next_outside());
+  EXPECT_TRUE(node_.far("uplink").receive_all().empty()) << "it went by the mark's route";
 }
 
 TEST_F(ClassifyTest, ACutIpHeaderIsNotIp) {  // a real one: test runs take no such packets

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/if_ether.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <netpacket/packet.h>
 #include <poll.h>
 #include <sched.h>
@@ -28,6 +29,8 @@
 
 #include "core/config.h"
 #include "core/mark.h"
+#include "datapath/gateway_rules.h"
+#include "datapath/in_netns.h"
 #include "datapath/plan_maps.h"
 #include "datapath/rulesets.h"
 
@@ -42,7 +45,6 @@ using std::chrono::milliseconds;
 constexpr std::uint16_t kTunnelPort = 8479;
 constexpr milliseconds kArrival{1000};  // of what must come
 constexpr milliseconds kMoment{15};     // of what must not
-constexpr Mac kUplinkMac = {0x0a, 0, 0, 0, 0xff, 1};
 constexpr unsigned kTunnelMtu = 1450;
 
 // Marks and VNIs: see the constants of the same names.
@@ -83,6 +85,9 @@ Fd open_own_netns() {
   require(static_cast<bool>(fd), "cannot open the network namespace");
   return fd;
 }
+
+/// By which other programs find it.
+std::string path_of(const Fd& fd) { return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(fd.get()); }
 
 void write_text(const std::string& path, const char* text) { std::ofstream(path) << text; }
 
@@ -225,6 +230,11 @@ Node::Node() {
   attach(Program::kTunnelIn, "egress0");
   attach(Program::kTunnelOut, "egress0");
   attach(Program::kNexthopIn, "outside");
+  attach(Program::kUplinkIn, "uplink");
+  attach(Program::kUplinkIn, "outside");
+  attach(Program::kGatewayOut, "ec0");
+  const InNetns there = need(InNetns::enter(gateway_netns_));
+  attach(Program::kGatewayIn, "ec1");
 }
 
 Node::~Node() = default;
@@ -233,12 +243,14 @@ void Node::make_devices() {
   enter_new_netns(false);
   const Fd far = open_own_netns();
   enter_new_netns(true);
+  gateway_netns_ = open_own_netns();
+  enter_new_netns(true);
   const Fd here = open_own_netns();
   write_text("/proc/sys/net/ipv4/ip_forward", "1");
   write_text("/proc/sys/net/ipv6/conf/all/forwarding", "1");
 
   const std::vector<std::string> devices = {"pod0", "pod1", "uplink", "outside"};
-  const std::string far_path = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(far.get());
+  const std::string far_path = path_of(far);
   for (const std::string& device : devices) {
     std::string add = "ip link add " + device;
     add.append(" type veth peer name ").append(device).append(" netns ").append(far_path);
@@ -277,12 +289,34 @@ void Node::make_devices() {
   shell("ip link set egress0 arp off mtu " + std::to_string(kTunnelMtu) + " up");
   egress0_.emplace("egress0");
 
-  const auto in_mask = [](std::uint32_t mark) { return std::to_string(mark) + "/" + std::to_string(kMask); };
-  for (const char* family : {"-4", "-6"}) {
+  make_gateway();
+  for (const auto& [prefix, next_hop] : {std::pair("198.51.100.0/24", kNextHop), {"2001:db8:51::/64", kNextHop6}})
+    shell(std::string("ip route add ") + prefix + " via " + next_hop + " dev outside");
+}
+
+/// As the product's gateway_netns.cc. What is not said here holds by enter_new_netns().
+void Node::make_gateway() {
+  const std::string mac = mac_text(kInsideMac);
+  shell("ip link add ec0 address " + mac + " type veth peer name ec1 address " + mac + " netns " +
+        path_of(gateway_netns_));
+  shell("ip link set ec0 arp off up");
+  const InNetns there = need(InNetns::enter(gateway_netns_));
+  write_text("/proc/sys/net/ipv4/ip_forward", "1");
+  write_text("/proc/sys/net/ipv6/conf/all/forwarding", "1");
+  for (const char* scope : {"all", "default", "ec1"})
+    write_text(std::string("/proc/sys/net/ipv4/conf/") + scope + "/send_redirects", "0");
+  shell("ip link set ec1 arp off up");
+  inside_.emplace("ec1");
+  for (const auto& [family, hop] : {std::pair("-4", "192.0.0.9"), {"-6", "fe80::1"}}) {
     const std::string ip = std::string("ip ") + family;
-    shell(ip + " rule add fwmark " + in_mask(pending_mark_of(kLocalClass)) + " lookup 77");
-    shell(ip + " route add default via " + (family[1] == '4' ? kNextHop : kNextHop6) + " dev outside onlink table 77");
+    const std::string route = ip + " route add default via " + hop + " dev ec1 onlink";
+    shell(route);
+    shell(route + " mtu " + std::to_string(kTunnelMtu) + " table 8479");
+    shell(ip + " rule add fwmark 0x80000000/0xffffffff lookup 8479");
   }
+  // All that may be egress IPs.
+  for (const char* prefix : {"203.0.113.0/24", "2001:db8:113::/64"})
+    shell(std::string("ip route add local ") + prefix + " dev lo");
 }
 
 int Node::program_fd(Program program) const {
@@ -297,6 +331,12 @@ int Node::program_fd(Program program) const {
       return bpf_program__fd(skeleton_->progs.tunnel_out);
     case Program::kNexthopIn:
       return bpf_program__fd(skeleton_->progs.nexthop_in);
+    case Program::kUplinkIn:
+      return bpf_program__fd(skeleton_->progs.uplink_in);
+    case Program::kGatewayIn:
+      return bpf_program__fd(skeleton_->progs.gateway_in);
+    case Program::kGatewayOut:
+      return bpf_program__fd(skeleton_->progs.gateway_out);
   }
   return -1;
 }
@@ -308,6 +348,12 @@ void Node::attach(Program program, const std::string& device) {
 }
 
 int Node::ifindex(const std::string& device) const { return static_cast<int>(::if_nametoindex(device.c_str())); }
+
+std::optional<InNetns> Node::in(Where where) const {
+  std::optional<InNetns> there;
+  if (where == Where::kInside) there.emplace(need(InNetns::enter(gateway_netns_)));
+  return there;
+}
 
 int Node::map_fd(const char* name, std::size_t key_size, std::size_t value_size) const {
   const bpf_map* map = bpf_object__find_map_by_name(skeleton_->obj, name);
@@ -353,8 +399,15 @@ const Plan& Node::configure(const std::string& json) {
   auto rulesets = need(RulesetChange::prepare(*plan));
   need(rulesets.write());
   need(write_classes(*plan, rulesets.numbers()));
-  need(write_node(*plan, {.ifindex = ifindex("egress0"), .mtu = kTunnelMtu}));
+  need(write_egress_ips(*plan));
+  need(write_node(*plan, {.ifindex = ifindex("egress0"), .mtu = kTunnelMtu}, ifindex("ec0")));
   need(rulesets.remove_unused());
+  need(apply_gateway_rules(gateway_netns_, *plan, kTunnelMtu));
+  {
+    // Rules of conntrack bring it into the namespace. The transport checksum of the tests' fragments is not right.
+    const InNetns there = need(InNetns::enter(gateway_netns_));
+    write_text("/proc/sys/net/netfilter/nf_conntrack_checksum", "0");
+  }
   plan_ = std::move(plan);
   see_gateways();
   return *plan_;
@@ -382,28 +435,41 @@ void Node::set_applied(bool applied) {
   change<ec_node>("node", 0U, [&](ec_node& node) { node.applied = applied ? 1 : 0; });
 }
 
-void Node::track(const std::string& flow) {
-  shell("conntrack -I " + flow + " --timeout 60 >/dev/null 2>&1");
-  tracks_ = true;
+void Node::cut_off_gateway() {
+  change<ec_node>("node", 0U, [](ec_node& node) { node.gateway_ifindex = 0x7fffffff; });
+}
+
+void Node::track(const std::string& flow, Where where) {
+  {
+    const auto there = in(where);
+    shell("conntrack -I " + flow + " --timeout 60 >/dev/null 2>&1");
+  }
   see_gateways();  // that has taken its time
 }
 
-void Node::track(const std::vector<std::string>& flows) {
-  // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
-  std::FILE* input = ::popen("conntrack -R /dev/stdin >/dev/null 2>&1", "w");
-  require(input != nullptr, "cannot run conntrack");
-  for (const std::string& flow : flows) std::fputs(("-I " + flow + " --timeout 60\n").c_str(), input);
-  require(::pclose(input) == 0, "conntrack does not take all of the flows");
-  tracks_ = true;
+void Node::track(const std::vector<std::string>& flows, Where where) {
+  {
+    const auto there = in(where);
+    // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+    std::FILE* input = ::popen("conntrack -R /dev/stdin >/dev/null 2>&1", "w");
+    require(input != nullptr, "cannot run conntrack");
+    for (const std::string& flow : flows) std::fputs(("-I " + flow + " --timeout 60\n").c_str(), input);
+    require(::pclose(input) == 0, "conntrack does not take all of the flows");
+  }
   see_gateways();
 }
 
 void Node::forget_flows() {
-  shell("conntrack -F >/dev/null 2>&1");
-  tracks_ = false;
+  for (const Where where : {Where::kHost, Where::kInside}) {
+    const auto there = in(where);
+    std::string flows = "0";  // or conntrack is not there yet
+    std::ifstream("/proc/sys/net/netfilter/nf_conntrack_count") >> flows;
+    if (flows != "0") shell("conntrack -F >/dev/null 2>&1");
+  }
 }
 
-std::string Node::tracked(const std::string& flow) const {
+std::string Node::tracked(const std::string& flow, Where where) const {
+  const auto there = in(where);
   // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
   std::FILE* output = ::popen(("conntrack -G " + flow + " 2>/dev/null").c_str(), "r");
   require(output != nullptr, "cannot run conntrack");
@@ -464,7 +530,7 @@ void Node::reset() {
     while (bpf_map_get_next_key(bpf_map__fd(map), nullptr, key.data()) == 0)
       bpf_map_delete_elem(bpf_map__fd(map), key.data());
   }
-  if (tracks_) forget_flows();
+  forget_flows();
 
   plan_.reset();
   configure(with_classes(kClasses));
@@ -473,6 +539,7 @@ void Node::reset() {
 
   for (const auto& [name, socket] : far_)
     while (socket.receive(milliseconds(0))) continue;
+  while (inside_->receive(milliseconds(0))) continue;
 }
 
 Outcome Node::run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark) const {
@@ -493,6 +560,7 @@ Outcome Node::run(Program program, const Bytes& packet, const __sk_buff& before)
   options.ctx_in = options.ctx_out = &context;
   options.ctx_size_in = options.ctx_size_out = sizeof(context);
   options.repeat = 1;
+  const auto there = in(program == Program::kGatewayIn ? Where::kInside : Where::kHost);
   require(bpf_prog_test_run_opts(program_fd(program), &options) == 0, "cannot run the program on the packet");
   out.resize(options.data_size_out);
   return Outcome{static_cast<Action>(options.retval), context.mark, std::move(out), {context.cb[0], context.cb[1]}};
@@ -500,6 +568,14 @@ Outcome Node::run(Program program, const Bytes& packet, const __sk_buff& before)
 
 Outcome Node::classify(const Packet& packet, const std::string& device, std::uint32_t mark) const {
   return run(Program::kClassify, packet.bytes(), ifindex(device), mark);
+}
+
+Outcome Node::gateway_in(const Outcome& led_in) const {
+  return run(Program::kGatewayIn, led_in.data, inside().ifindex(), led_in.mark);
+}
+
+Outcome Node::gateway_out(const Packet& packet, std::uint32_t mark) const {
+  return run(Program::kGatewayOut, packet.bytes(), ifindex("ec0"), mark);
 }
 
 std::string Node::gateway_of(const Outcome& outcome) const {
@@ -565,7 +641,7 @@ std::optional<Tunneled> Node::next_tunneled() const {
   return frame ? open_vxlan(frame->bytes) : std::nullopt;
 }
 
-std::optional<Bytes> Node::next_routed() const {
+std::optional<Bytes> Node::next_outside() const {
   auto frame = far("outside").receive(kArrival);
   if (!frame) return std::nullopt;
   return std::move(frame->bytes);
@@ -580,6 +656,38 @@ Packet sent(const Mac& mac, const char* v4, const char* v6, const char* dst) {
 Packet pod_sends(const char* dst) { return sent(kPodMac, kPod, kPod6, dst); }
 
 Packet local_pod_sends(const char* dst) { return sent(kLocalPodMac, kLocalPod, kLocalPod6, dst); }
+
+namespace {
+bool is_v4(const Bytes& frame) { return frame.at(12) == 0x08; }
+}  // namespace
+
+Routing::Routing(std::string object, std::string what) : object_(std::move(object)), what_(std::move(what)) {
+  shell("ip " + object_ + " add " + what_);
+}
+
+Routing::~Routing() {
+  // NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
+  if (std::system(("ip " + object_ + " del " + what_).c_str()) != 0) ADD_FAILURE() << "cannot remove: " << what_;
+}
+
+std::uint16_t source_port(const Bytes& frame) {
+  const std::size_t ip_bytes = is_v4(frame) ? 20 : 40;
+  const std::uint8_t protocol = frame.at(ETH_HLEN + (is_v4(frame) ? 9U : 6U));
+  const bool icmp = protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
+  const std::size_t at = ETH_HLEN + ip_bytes + (icmp ? 4U : 0U);
+  return static_cast<std::uint16_t>(frame.at(at) << 8U | frame.at(at + 1));
+}
+
+void expect_translated(const Bytes& left, const Packet& sent, const char* egress_ip) {
+  ASSERT_EQ(left.size(), sent.bytes().size());
+  Packet expected = sent;
+  expected.from(kOutsideMac).to(kNextHopMac).ttl(63).translated(egress_ip, source_port(left));
+  EXPECT_EQ(hex_dump(left), hex_dump(expected.bytes()));
+}
+
+Packet outside_sends(const char* src, const char* dst) {
+  return Packet().from(kNextHopMac).to(kOutsideMac).ip(src, dst);
+}
 
 DatapathTest::DatapathTest()
     : node_([]() -> Node& {

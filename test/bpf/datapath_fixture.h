@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// The programs in the kernel, without pins, on a node of two network namespaces:
+// The programs in the kernel, without pins, on a node of three network namespaces:
 //
-//   far    pod0       pod1       uplink       outside       packet sockets: the tests play all the others
-//           |          |          |             |
-//   node   pod0       pod1       uplink       outside       egress0
-//          classify   classify   192.0.2.31   nexthop_in;    tunnel_in, tunnel_out
-//                                192.0.2.11   packets with
-//                                and IPv6     the mark of
-//                                             kLocalClass, pending
+//   far       pod0       pod1       uplink        outside        packet sockets: the tests play all the others
+//              |          |          |              |
+//   node      pod0       pod1       uplink        outside        egress0                   ec0
+//             classify   classify   192.0.2.31    nexthop_in     tunnel_in, tunnel_out     gateway_out
+//                                   192.0.2.11    uplink_in;                                |
+//                                   and IPv6;     the way to                                |
+//                                   uplink_in     kOutside                                  |
+//   gateway                                                                                ec1
+//                                                                                          gateway_in; routes and
+//                                                                                          nft rules as the product has
 //
-// configure() fills the maps as `egressctl apply` would, with the product's own code; reset() starts with a
-// configuration of three classes, and as after two ADDs. No marked packet that the node makes itself gets
-// out: the packet around a tunneled one has no mark.
+// configure() fills the maps and the nft table as `egressctl apply` would, with the product's own code; reset() starts
+// with a configuration of three classes, and as after two ADDs. No marked packet that the node makes itself gets out:
+// the packet around a tunneled one has no mark.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -28,6 +31,7 @@
 #include <vector>
 
 #include "core/plan.h"
+#include "datapath/in_netns.h"
 #include "datapath/maps.h"
 #include "packet_builder.h"
 #include "util/fd.h"
@@ -79,22 +83,39 @@ inline constexpr const char* kRemotePod = "10.244.2.7";  // on kWorker, kLocalCl
 inline constexpr const char* kOutside = "198.51.100.7";
 inline constexpr const char* kOutside6 = "2001:db8:51::7";
 
+// Egress IPs of kLocalClass, and of kTunnelClass, which is none of this node's.
+inline constexpr const char* kEgressIp = "203.0.113.31";
+inline constexpr const char* kEgressIpElsewhere = "203.0.113.21";
+
 inline constexpr Mac kPodMac = {0x0a, 0, 0, 0, 1, 5};
 inline constexpr Mac kPodHostMac = {0x0a, 0, 0, 0, 1, 1};
 inline constexpr Mac kLocalPodMac = {0x0a, 0, 0, 0, 1, 6};
 inline constexpr Mac kLocalPodHostMac = {0x0a, 0, 0, 0, 1, 2};
 inline constexpr Mac kNextHopMac = {0x0a, 0, 0, 0, 0xff, 0xff};  // of whatever is behind uplink and outside
+inline constexpr Mac kUplinkMac = {0x0a, 0, 0, 0, 0xff, 1};
 inline constexpr Mac kOutsideMac = {0x0a, 0, 0, 0, 0xff, 2};
 inline constexpr Mac kTunnelDeviceMac = {0x02, 0xee, 0, 0, 0, 1};
+inline constexpr Mac kInsideMac = {0x02, 0xec, 0, 0, 0, 2};  // of ec0 and ec1
 inline constexpr Mac kForeignMac = {0x0a, 0, 0, 0, 9, 9};
 
 std::uint32_t mark_of(std::uint32_t class_id);
 /// With the bit that says that nft has not seen the packet yet.
 std::uint32_t pending_mark_of(std::uint32_t class_id);
+/// Of what a pod of the class here sends into the gateway's namespace; see EC_MARK_*.
+constexpr std::uint32_t new_mark_of(std::uint32_t class_id) { return EC_MARK_NEW | class_id; }
 /// With the MAC addresses that it has in the tunnel from one node to another.
 Packet in_tunnel(Packet packet, const char* from, const char* to);
 
-enum class Program { kClassify, kClassifyAgain, kTunnelIn, kTunnelOut, kNexthopIn };
+enum class Program {
+  kClassify,
+  kClassifyAgain,
+  kTunnelIn,
+  kTunnelOut,
+  kNexthopIn,
+  kUplinkIn,
+  kGatewayIn,  // runs in the gateway's namespace
+  kGatewayOut
+};
 enum class Action { kNext = TC_ACT_UNSPEC, kDrop = TC_ACT_SHOT, kRedirect = TC_ACT_REDIRECT };
 
 struct Outcome {
@@ -132,6 +153,9 @@ class PacketSocket {
   int ifindex_;
   Fd fd_;
 };
+
+/// A network namespace of the node.
+enum class Where { kHost, kInside };
 
 class Node {
  public:
@@ -174,6 +198,8 @@ class Node {
   }
   void put_rule(std::uint32_t ruleset, const char* prefix, ec_verdict verdict);
   void set_applied(bool applied);
+  /// As if somebody had removed ec0.
+  void cut_off_gateway();
   /// All gateways have just been heard.
   void see_gateways();
   /// Those that were not lost: for tests that send so much that it takes longer than a gateway may be silent.
@@ -181,18 +207,22 @@ class Node {
   /// One has not answered several probes.
   void lose_gateway(const char* address);
   /// The kernel's conntrack knows a flow: the arguments of `conntrack -I`. Before other changes.
-  void track(const std::string& flow);
+  void track(const std::string& flow, Where where = Where::kHost);
   /// The same of many at once.
-  void track(const std::vector<std::string>& flows);
-  /// It knows none any more.
+  void track(const std::vector<std::string>& flows, Where where = Where::kHost);
+  /// It knows none any more, in either namespace.
   void forget_flows();
   /// What it knows of one, as conntrack writes it; "": nothing. The arguments of `conntrack -G`.
-  std::string tracked(const std::string& flow) const;
+  std::string tracked(const std::string& flow, Where where = Where::kHost) const;
 
   Outcome run(Program program, const Bytes& packet, int ifindex, std::uint32_t mark = 0) const;
   /// The same with all that the kernel knows of the packet: its segments, and what other programs left in skb->cb.
   Outcome run(Program program, const Bytes& packet, const __sk_buff& before) const;
   Outcome classify(const Packet& packet, const std::string& device = "pod0", std::uint32_t mark = 0) const;
+  /// What becomes of a packet in the gateway's namespace, into which a program has led it.
+  Outcome gateway_in(const Outcome& led_in) const;
+  /// Of what has come out of there.
+  Outcome gateway_out(const Packet& packet, std::uint32_t mark = 0) const;
   /// To which gateway the packet goes in the tunnel; empty: to none.
   std::string gateway_of(const Outcome& outcome) const;
   /// How many packets were counted as that, in all classes.
@@ -205,15 +235,20 @@ class Node {
   void send_tunneled(const char* sender, std::uint32_t vni, const Bytes& inner, const char* to = kUnderlay) const;
   /// The next VXLAN packet that this node sends; nothing, if none comes.
   std::optional<Tunneled> next_tunneled() const;
-  /// The next packet that the kernel has routed by the mark of kLocalClass.
-  std::optional<Bytes> next_routed() const;
+  /// The next packet that leaves by `outside`.
+  std::optional<Bytes> next_outside() const;
 
   int ifindex(const std::string& device) const;
   const PacketSocket& far(const std::string& device) const { return far_.at(device); }
   const PacketSocket& egress0() const { return *egress0_; }
+  /// ec1: gets what comes into the gateway's namespace, and sends what leaves it.
+  const PacketSocket& inside() const { return *inside_; }
 
  private:
   void make_devices();
+  void make_gateway();
+  /// The thread is there while the result lives.
+  std::optional<InNetns> in(Where where) const;
   NodeFacts facts() const;
   void attach(Program program, const std::string& device);
   int program_fd(Program program) const;
@@ -229,13 +264,34 @@ class Node {
   std::vector<Fd> links_;
   std::map<std::string, PacketSocket> far_;
   std::optional<PacketSocket> egress0_;
+  std::optional<PacketSocket> inside_;
+  Fd gateway_netns_;
   std::optional<Plan> plan_;
-  bool tracks_ = false;
 };
 
 /// What the pods here send. To another MAC address than the host veth's: that of a bridge, for example.
 Packet pod_sends(const char* dst);
 Packet local_pod_sends(const char* dst);
+
+/// On the node, for as long as it lives: what `ip OBJECT add WHAT` adds.
+class Routing {
+ public:
+  Routing(std::string object, std::string what);
+  ~Routing();
+  Routing(const Routing&) = delete;
+  Routing& operator=(const Routing&) = delete;
+
+ private:
+  std::string object_;
+  std::string what_;
+};
+
+/// The port from which a packet comes, without IP options; of an echo, its identifier.
+std::uint16_t source_port(const Bytes& frame);
+/// What has left by `outside` is what was sent, as a router sends it on, but from the egress IP, and from any port.
+void expect_translated(const Bytes& left, const Packet& sent, const char* egress_ip);
+/// What a host beyond `outside` sends to the node.
+Packet outside_sends(const char* src, const char* dst);
 
 /// Every test has the node to itself, in its first state.
 class DatapathTest : public ::testing::Test {

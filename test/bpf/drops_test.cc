@@ -56,11 +56,20 @@ ec_exhausted_key endpoint_of_local_class() {
   return {.remote = ec(kOutside), .vni = kLocalVni, .port = htons(443), .proto = IPPROTO_UDP};
 }
 
-void return_to(Node& node, const char* pod, std::uint32_t mark) {
+/// A reply to another node's pod, which leaves the gateway's namespace.
+void return_to(Node& node, const char* src = kOutside, const char* dst = kRemotePod) {
   node.put("workers", ec(kRemotePod),
            ec_worker{.node = ec(kWorker), .gateway = ec(kUnderlay), .class_id = kLocalClass, .pad = 0});
-  node.egress0().send(Packet().from(kForeignMac).to(kForeignMac).ip(kOutside, pod).udp(443, 40000).bytes(), mark);
+  node.inside().send(Packet().from(kInsideMac).to(kInsideMac).ip(src, dst).udp(443, 40000).bytes());
 }
+
+void send_to_egress0(const Node& node, std::uint32_t mark) {
+  node.egress0().send(Packet().from(kForeignMac).to(kForeignMac).ip(kOutside, kRemotePod).udp(443, 40000).bytes(),
+                      mark);
+}
+
+/// Of this node's pod, of the class whose gateway this node is.
+void ask_here(const Node& node) { node.far("pod1").send(local_pod_sends(kOutside).udp(40000, 443).bytes()); }
 
 const std::vector<Drop>& drops() {
   static const std::vector<Drop> list = {
@@ -142,10 +151,8 @@ const std::vector<Drop>& drops() {
       {EC_DROP_NOT_GATEWAY, [](Node& node) { ask(node, kTunnelVni); }, [](Node& node) { ask(node, kLocalVni); }},
       {EC_DROP_BAD_DESTINATION, [](Node& node) { ask(node, kLocalVni, kWorker, kServiceIp); },
        [](Node& node) { ask(node, kLocalVni, kWorker, kOutside); }},
-      {EC_DROP_WORKER_UNKNOWN, [](Node& node) { return_to(node, "10.244.2.8", return_mark(kMask)); },
-       [](Node& node) { return_to(node, kRemotePod, return_mark(kMask)); }},
-      {EC_DROP_UNVERIFIED, [](Node& node) { return_to(node, kRemotePod, pending_mark_of(kLocalClass)); },
-       [](Node& node) { return_to(node, kRemotePod, return_mark(kMask)); }},
+      {EC_DROP_UNVERIFIED, [](Node& node) { send_to_egress0(node, pending_mark_of(kLocalClass)); },
+       [](Node& node) { return_to(node); }},
       {EC_DROP_RULES_MISSING,
        [](Node& node) {
          node.change<ec_class>("classes", kTunnelClass, [](ec_class& c) { c.ruleset = 999; });
@@ -158,14 +165,23 @@ const std::vector<Drop>& drops() {
       {EC_DROP_NAT_EXHAUSTED,
        [](Node& node) {
          node.put("exhausted", endpoint_of_local_class(), monotonic_ns());
-         node.classify(local_pod_sends(kOutside).udp(40000, 443), "pod1");
+         ask_here(node);
        },
        [](Node& node) {
          node.put("exhausted", endpoint_of_local_class(), monotonic_ns() - EC_EXHAUSTED_NS);
-         node.classify(local_pod_sends(kOutside).udp(40000, 443), "pod1");
+         ask_here(node);
        }},
-      {EC_DROP_STRAY, [](Node& node) { return_to(node, kRemotePod, 0); },
-       [](Node& node) { return_to(node, kRemotePod, return_mark(kMask)); }},
+      {EC_DROP_STRAY, [](Node& node) { send_to_egress0(node, 0); }, [](Node& node) { return_to(node); }},
+      {EC_DROP_GATEWAY_GONE,
+       [](Node& node) {
+         node.cut_off_gateway();
+         ask_here(node);
+       },
+       [](Node& node) { ask_here(node); }},
+      {EC_DROP_NOT_TRANSLATED, [](Node& node) { return_to(node, kOutside, "10.244.2.8"); },
+       [](Node& node) { return_to(node, kOutside, kRemotePod); }},
+      {EC_DROP_NO_ROUTE, [](Node& node) { return_to(node, kEgressIp, "203.0.114.7"); },
+       [](Node& node) { return_to(node, kEgressIp, kRemotePod); }},
   };
   return list;
 }

@@ -181,8 +181,14 @@ TEST_F(GatewaysTest, ThisNodeMayBeOneOfThem) {
   for (std::uint16_t port = 1; port <= kFlows; ++port) {
     if (port % kOften == 0) node_.keep_hearing_gateways();
     const Outcome outcome = node_.classify(pod_sends(kOutside).udp(port, 443));
-    EXPECT_EQ(outcome.mark, outcome.action == Action::kNext ? pending_mark_of(id) : mark_of(id));
-    local += outcome.action == Action::kNext ? 1 : 0;
+    EXPECT_EQ(outcome.action, Action::kRedirect);
+    if (outcome.mark == new_mark_of(id)) {
+      ++local;
+      node_.gateway_in(outcome);
+    } else {
+      EXPECT_EQ(outcome.mark, mark_of(id));
+      EXPECT_EQ(node_.gateway_of(outcome), kGateway);
+    }
   }
   EXPECT_NEAR(local, kFlows / 2.0, kFlows / 20.0);
   EXPECT_EQ(node_.counted(EC_STEERED_LOCAL), local);
@@ -321,7 +327,7 @@ TEST_F(GatewaysTest, ANewConnectionOnTheOldPortsIsNotTheOldOne) {
 TEST_F(GatewaysTest, AFlowFollowsItsPodIntoAnotherClass) {
   EXPECT_EQ(gateway_for(of_flow(1)), kGateway);
   node_.put_pod("pod0", kLocalClass);
-  EXPECT_EQ(node_.classify(of_flow(1)).mark, pending_mark_of(kLocalClass));
+  EXPECT_EQ(node_.classify(of_flow(1)).mark, new_mark_of(kLocalClass));
   node_.put_pod("pod0", kTunnelClass);
   EXPECT_EQ(gateway_for(of_flow(1)), kGateway);
 }

@@ -16,6 +16,7 @@ constexpr std::uint8_t kEchoReply6 = 129;
 constexpr std::uint8_t kEcho = 8;
 constexpr std::size_t kHeaders = 14 + 40;
 
+constexpr const char* kEgressIp6 = "2001:db8:113::21";
 constexpr const char* kRemotePod6 = "fd00:244:2::7";  // on kWorker
 
 std::string by_gateway(const char* address) {
@@ -322,21 +323,28 @@ class Ipv6GatewayTest : public DatapathTest {
 };
 
 TEST_F(Ipv6GatewayTest, AWorkerIsLearnedAndRepliesGoBackToItFromTheAddressThatItSentTo) {
-  node_.send_tunneled(kWorker6, vni(), outward(kOutside6).bytes(), kUnderlay6);
-  node_.expect_counts({{id_, EC_GATEWAY_OUT, 1, outward(kOutside6).bytes().size()}});
+  const Packet request = outward(kOutside6);
+  node_.send_tunneled(kWorker6, vni(), request.bytes(), kUnderlay6);
+  const auto left = node_.next_outside();
+  ASSERT_TRUE(left) << "nothing has left";
+  expect_translated(*left, request, kEgressIp6);
+  node_.expect_counts({{id_, EC_GATEWAY_OUT, 1, request.bytes().size()}});
   const auto worker = node_.find<ec_worker>("workers", ec(kRemotePod6));
   ASSERT_TRUE(worker);
   EXPECT_EQ(from_ec(worker->node).str(), kWorker6);
   EXPECT_EQ(from_ec(worker->gateway).str(), kUnderlay6);
 
-  const Packet reply = Packet().from(kForeignMac).to(kForeignMac).ip(kOutside6, kRemotePod6).udp(2, 1).payload(900);
-  node_.egress0().send(reply.bytes(), return_mark(kMask));
+  const Packet reply = outside_sends(kOutside6, kEgressIp6).udp(2, source_port(*left)).payload(900);
+  node_.far("outside").send(reply.bytes());
   const auto tunneled = node_.next_tunneled();
   ASSERT_TRUE(tunneled) << "nothing is on the wire";
   EXPECT_EQ(tunneled->vni, vni());
   EXPECT_EQ(tunneled->src, kUnderlay6);
   EXPECT_EQ(tunneled->dst, kWorker6);
-  EXPECT_EQ(hex_dump(tunneled->inner), hex_dump(in_tunnel(reply, kUnderlay6, kWorker6).bytes()));
+  const Packet inner = Packet().ip(kOutside6, kRemotePod6).ttl(63).udp(2, 1).payload(900);
+  EXPECT_EQ(hex_dump(tunneled->inner), hex_dump(in_tunnel(inner, kUnderlay6, kWorker6).bytes()));
+  node_.expect_counts(
+      {{id_, EC_GATEWAY_OUT, 1, request.bytes().size()}, {id_, EC_GATEWAY_BACK, 1, inner.bytes().size()}});
 }
 
 TEST_F(Ipv6GatewayTest, AProbeIsReturned) {
@@ -358,11 +366,30 @@ TEST_F(Ipv6GatewayTest, StrangersTheClusterAndLinkLocalAddressesAreRefused) {
   node_.expect_counts({{0, EC_DROP_UNKNOWN_SENDER, 1, size}, {id_, EC_DROP_BAD_DESTINATION, 3, 3 * size}});
 }
 
-TEST_F(Ipv6GatewayTest, APodsOwnPacketIsTheHostsToTranslate) {
-  const Outcome outcome = node_.classify(pod_sends(kOutside6).udp(1, 2));
-  EXPECT_EQ(outcome.action, Action::kNext);
-  EXPECT_EQ(outcome.mark, pending_mark_of(id_));
-  EXPECT_EQ(node_.counted(EC_STEERED_LOCAL), 1U);
+TEST_F(Ipv6GatewayTest, APodsOwnPacketLeavesWithTheEgressIpOfItsFamilyAndTheAnswerComesToThePod) {
+  const Packet request = pod_sends(kOutside6).udp(40000, 443).payload(900);
+  node_.far("pod0").send(request.bytes());
+  const auto left = node_.next_outside();
+  ASSERT_TRUE(left) << "nothing has left";
+  expect_translated(*left, request, kEgressIp6);
+
+  const Packet answer = outside_sends(kOutside6, kEgressIp6).udp(443, source_port(*left)).payload(900);
+  node_.far("outside").send(answer.bytes());
+  const auto frame = node_.far("pod0").receive(std::chrono::seconds(1));
+  ASSERT_TRUE(frame) << "nothing came to the pod";
+  const Packet in_pod = Packet(answer).from(kPodHostMac).to(kPodMac).ip(kOutside6, kPod6).ttl(63);
+  EXPECT_EQ(hex_dump(frame->bytes), hex_dump(Packet(in_pod).udp(443, 40000).bytes()));
+  EXPECT_TRUE(frame->for_host) << "the pod's stack will not take it";
+  node_.expect_counts(
+      {{id_, EC_STEERED_LOCAL, 1, request.bytes().size()}, {id_, EC_RETURNED, 1, answer.bytes().size()}});
+}
+
+TEST_F(Ipv6GatewayTest, AnEchoLeavesWithTheEgressIpToo) {
+  const Packet echo = pod_sends(kOutside6).icmp(kEcho6).payload(56);
+  node_.far("pod0").send(echo.bytes());
+  const auto left = node_.next_outside();
+  ASSERT_TRUE(left) << "nothing has left";
+  expect_translated(*left, echo, kEgressIp6);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ class NextHopTest : public DatapathTest {
 
   void expect_on_the_link(const Packet& packet) {
     node_.far("pod0").send(packet.bytes());
-    const auto routed = node_.next_routed();
+    const auto routed = node_.next_outside();
     ASSERT_TRUE(routed) << "nothing came to the next hop";
     EXPECT_EQ(hex_dump(*routed), hex_dump(forwarded(packet, kOutsideMac, kNextHopMac)));
   }
@@ -171,7 +171,7 @@ TEST_F(NextHopTest, WhatIsSentMakesTheKernelAskForTheNeighbour) {
   node_.configure_class(by_next_hop(kUnresolved));
   node_.put("gateways", ec(kUnresolved), ec_gateway{0, 0, EC_PROBES_UNANSWERED, 0});
   node_.far("pod0").send(pod_sends(kOutside).udp(1, 2).bytes());
-  const auto frame = node_.next_routed();
+  const auto frame = node_.next_outside();
   ASSERT_TRUE(frame) << "nobody asks for the next hop";
   EXPECT_EQ((*frame)[12] << 8U | (*frame)[13], 0x0806) << "it is no ARP";
 }

@@ -89,6 +89,11 @@ Packet& Packet::arp(const char* sender, const char* target) {
   return *this;
 }
 
+Packet& Packet::arp_reply(const char* sender, const char* target) {
+  arp_reply_ = true;
+  return arp(sender, target);
+}
+
 Packet& Packet::ip(const char* src, const char* dst) {
   ip_ = true;
   src_ = parse_ip(src);
@@ -154,6 +159,20 @@ Packet& Packet::icmp(std::uint8_t type, std::uint8_t code) {
   return *this;
 }
 
+Packet& Packet::icmp_word(std::uint32_t word) {
+  icmp_word_ = word;
+  return *this;
+}
+
+Packet& Packet::translated(const char* src, std::uint16_t port) {
+  src_ = parse_ip(src);
+  if (transport_ == Transport::kIcmp)
+    icmp_word_ = static_cast<std::uint32_t>(port) << 16U | (icmp_word_ & 0xffffU);
+  else
+    sport_ = port;
+  return *this;
+}
+
 Packet& Packet::about(const Packet& packet) {
   const Bytes whole = packet.bytes();
   return payload(Bytes(whole.begin() + kEthernetBytes, whole.end()));
@@ -215,7 +234,7 @@ Bytes Packet::transport() const {
     case Transport::kIcmp:
       out = {icmp_type_, icmp_code_};
       append16(out, 0);
-      append32(out, 0x00420001);  // an echo's identifier and sequence number
+      append32(out, icmp_word_);
       checksum_at = 2;
       break;
   }
@@ -290,11 +309,11 @@ Bytes Packet::bytes() const {
   const std::uint16_t type = arp_ ? kEtherArp : is_v4() ? kEtherIpv4 : kEtherIpv6;
   append16(out, ether_type_.value_or(type));
   if (arp_) {
-    append32(out, 0x00010800);  // Ethernet, IPv4
-    append32(out, 0x06040001);  // lengths, request
+    append32(out, 0x00010800);                            // Ethernet, IPv4
+    append32(out, arp_reply_ ? 0x06040002 : 0x06040001);  // lengths, operation
     append(out, from_);
     append_ip(out, src_);
-    append(out, Mac{});
+    append(out, arp_reply_ ? to_ : Mac{});
     append_ip(out, dst_);
   }
   append(out, ip_ ? network(transport()) : payload_);

@@ -32,6 +32,7 @@ class Packet {
   Packet& vlan(std::uint16_t id);
   Packet& ether_type(std::uint16_t type);  ///< also of what would have another one
   Packet& arp(const char* sender, const char* target);
+  Packet& arp_reply(const char* sender, const char* target);  ///< to the MAC address that the frame is for
   Packet& ip(const char* src, const char* dst);
   Packet& ip_version(std::uint8_t version);
   Packet& ip_header_words(std::uint8_t words);  ///< IPv4: more than 5 makes options, less a broken header
@@ -44,7 +45,10 @@ class Packet {
   Packet& tcp(std::uint16_t sport, std::uint16_t dport, std::uint8_t flags = kAck);
   Packet& udp(std::uint16_t sport, std::uint16_t dport);
   Packet& icmp(std::uint8_t type, std::uint8_t code = 0);  ///< ICMPv6 between IPv6 addresses
-  Packet& about(const Packet& packet);                     ///< an ICMP error's payload: that packet without Ethernet
+  Packet& icmp_word(std::uint32_t word);                   ///< what is behind the checksum; else that of an echo
+  /// From another address and port; of an echo, with another identifier.
+  Packet& translated(const char* src, std::uint16_t port);
+  Packet& about(const Packet& packet);  ///< an ICMP error's payload: that packet without Ethernet
   Packet& payload(Bytes bytes);
   Packet& payload(std::size_t size);  ///< so many bytes of a pattern
   Packet& cut(std::size_t size);      ///< only the first bytes of all that
@@ -65,6 +69,7 @@ class Packet {
   std::optional<std::uint16_t> vlan_;
   std::optional<std::uint16_t> ether_type_;
   bool arp_ = false;
+  bool arp_reply_ = false;
   bool ip_ = false;
   Ip src_;
   Ip dst_;
@@ -86,6 +91,7 @@ class Packet {
   std::uint8_t tcp_flags_ = 0;
   std::uint8_t icmp_type_ = 0;
   std::uint8_t icmp_code_ = 0;
+  std::uint32_t icmp_word_ = 0x00420001;  // an echo's identifier and sequence number
   Bytes payload_;
   std::optional<std::size_t> cut_;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// classify and tunnel_in on a gateway that has several egress IPs for a class: which one a packet gets.
+// gateway_in on a gateway that has several egress IPs for a class: which one a packet gets.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
@@ -7,7 +7,6 @@
 #include <map>
 #include <set>
 
-#include "core/mark.h"
 #include "datapath_fixture.h"
 
 namespace egressclass {
@@ -21,10 +20,9 @@ constexpr std::uint8_t kEcho = 8;
 using Choices = std::map<std::string, std::string>;  // of egress IPs, by pod
 using Shares = std::map<std::string, unsigned>;      // pods, by egress IP
 
-/// This node is the gateway. The class's own mark is that of kLocalClass: so the kernel routes what gets the first
-/// egress IP, and nothing else.
+/// This node is the gateway.
 std::string members(const std::string& egress_ips) {
-  return R"("mark": "0x2", "destinations": ["0.0.0.0/0", "::/0"],
+  return R"("destinations": ["0.0.0.0/0", "::/0"],
             "gateways": [{"address": "192.0.2.31", "egressIPs": [)" +
          egress_ips + "]}]";
 }
@@ -47,16 +45,37 @@ std::string marked(std::uint32_t mark) { return " -u SEEN_REPLY --mark " + std::
 
 class SlotsTest : public DatapathTest {
  protected:
-  /// To which egress IP nft translates the packet. One mark may stand for one of each family.
+  /// What becomes of a pod's packet in the gateway's namespace.
+  Outcome choose_for(const Packet& packet) {
+    const Outcome led_in = node_.classify(packet);
+    EXPECT_EQ(led_in.action, Action::kRedirect);
+    EXPECT_EQ(led_in.mark, new_mark_of(id_));
+    return node_.gateway_in(led_in);
+  }
+
+  /// To which egress IP nft translates the packet. One id may stand for one of each family.
   std::string egress_ip_for(const Packet& packet) {
-    const Outcome outcome = node_.classify(packet);
+    const Outcome outcome = choose_for(packet);
     EXPECT_EQ(outcome.action, Action::kNext);
     const ec_class c = node_.find<ec_class>("classes", id_).value();
     const ec_slots& slots = outcome.data[12] == 0x08 ? c.slots4 : c.slots6;
     for (__u32 i = 0; i < slots.count; ++i)
-      if (outcome.mark == (slots.slot[i].mark | pending_mark(kMask))) return from_ec(slots.slot[i].ip).str();
+      if (outcome.mark == slots.slot[i].id) return from_ec(slots.slot[i].ip).str();
     return "";
   }
+
+  /// From which address the packet of a pod of another node leaves.
+  std::string source_of_remote(const Packet& packet) {
+    node_.send_tunneled(kWorker, node_.find<ec_class>("classes", id_)->vni, packet.bytes());
+    const auto left = node_.next_outside();
+    if (!left) return "";
+    Ip ip = Ip::parse("0.0.0.0").value();
+    std::copy_n(left->begin() + 14 + 12, 4, ip.bytes.begin() + 12);
+    return ip.str();
+  }
+
+  void track(const std::string& flow) { node_.track(flow, Where::kInside); }
+  std::string tracked(const std::string& flow) const { return node_.tracked(flow, Where::kInside); }
 
   void configure(const std::string& egress_ips) { id_ = node_.configure_class(members(egress_ips)); }
 
@@ -88,7 +107,7 @@ class SlotsTest : public DatapathTest {
     const std::string state = std::string(protocol) == "tcp" ? " --state ESTABLISHED" : "";
     for (unsigned port = kFirstPort; port <= last; ++port)
       flows.push_back(flow_of(egress_ip, port, protocol) + marked(0) + state);
-    node_.track(flows);
+    node_.track(flows, Where::kInside);
   }
 
   std::uint32_t id_ = 0;
@@ -98,15 +117,23 @@ Packet to_outside(std::uint16_t sport) { return pod_sends(kOutside).udp(sport, 4
 
 // --- the choice --------------------------------------------------------------------------------------------------
 
-TEST_F(SlotsTest, EachEgressIpHasAMarkOfItsOwn) {
+Packet remote_sends(std::uint16_t sport, const std::string& pod = kRemotePod) {
+  return Packet().from(kForeignMac).to(kForeignMac).ip(pod.c_str(), kOutside).udp(sport, 443);
+}
+
+TEST_F(SlotsTest, EachEgressIpHasAnIdOfItsOwn) {
   configure(R"("203.0.113.31", "203.0.113.32", "2001:db8:113::31", "2001:db8:113::32")");
   const ec_class c = node_.find<ec_class>("classes", id_).value();
   ASSERT_EQ(c.slots4.count, 2U);
   ASSERT_EQ(c.slots6.count, 2U);
-  EXPECT_NE(c.slots4.slot[0].mark, c.slots4.slot[1].mark);
-  EXPECT_NE(c.slots6.slot[0].mark, c.slots6.slot[1].mark);
-  for (std::size_t i = 0; i < 2; ++i)
-    for (const std::uint32_t mark : {c.slots4.slot[i].mark, c.slots6.slot[i].mark}) EXPECT_EQ(mark & ~kMask, 0U);
+  EXPECT_NE(c.slots4.slot[0].id, c.slots4.slot[1].id);
+  EXPECT_NE(c.slots6.slot[0].id, c.slots6.slot[1].id);
+  for (std::size_t i = 0; i < 2; ++i) {
+    for (const std::uint32_t id : {c.slots4.slot[i].id, c.slots6.slot[i].id}) {
+      EXPECT_NE(id, 0U);
+      EXPECT_EQ(id & ~EC_MARK_ID, 0U);
+    }
+  }
 }
 
 TEST_F(SlotsTest, APodKeepsToOneEgressIpWhateverItSends) {
@@ -163,20 +190,28 @@ TEST_F(SlotsTest, EachFamilyHasItsOwnEgressIps) {
 
 TEST_F(SlotsTest, APodOfAnotherNodeGetsTheEgressIpThatItWouldGetHere) {
   configure(kTwo);
-  const std::uint32_t vni = node_.find<ec_class>("classes", id_)->vni;
   const Choices choices = choose();
-  std::set<bool> seen;
+  std::set<std::string> seen;
   for (unsigned i = 0; i < 12; ++i) {
     const std::string pod = pod_address(i);
     node_.erase("endpoints", ec(pod.c_str()));
-    const Packet packet = Packet().from(kForeignMac).to(kForeignMac).ip(pod.c_str(), kOutside).udp(1, 443);
-    node_.send_tunneled(kWorker, vni, packet.bytes());
-    const bool first = !node_.far("outside").receive_all().empty();
-    EXPECT_EQ(first, choices.at(pod) == "203.0.113.31") << pod;
-    seen.insert(first);
+    const std::string source = source_of_remote(remote_sends(1, pod));
+    EXPECT_EQ(source, choices.at(pod)) << pod;
+    seen.insert(source);
   }
   EXPECT_EQ(seen.size(), 2U);
   EXPECT_EQ(node_.counted(EC_GATEWAY_OUT), 12U);
+}
+
+TEST_F(SlotsTest, APodsPacketsLeaveWithTheEgressIpThatWasChosen) {
+  configure(kFour);
+  const std::string due = egress_ip_for(to_outside(1));
+  for (std::uint16_t port = 1; port <= 5; ++port) {
+    node_.far("pod0").send(to_outside(port).bytes());
+    const auto left = node_.next_outside();
+    ASSERT_TRUE(left) << "nothing has left";
+    expect_translated(*left, to_outside(port), due.c_str());
+  }
 }
 
 // --- when ports get few ------------------------------------------------------------------------------------------
@@ -229,7 +264,7 @@ TEST_F(CrowdedTest, OfTcpOnlyWhatOpensAConnectionDoes) {
 
 TEST_F(CrowdedTest, OfUdpOnlyWhatConntrackDoesNotKnowDoes) {
   take_ports(due_);
-  node_.track(flow_of(kPod, 7) + marked(mark_of(id_)));
+  track(flow_of(kPod, 7) + marked(id_));
   EXPECT_EQ(egress_ip_for(to_outside(7)), due_);
   EXPECT_EQ(egress_ip_for(to_outside(8)), other_);
 }
@@ -268,7 +303,7 @@ class LastPortsTest : public CrowdedTest {
 
   /// The flow was given to the kernel with the port that it gets, which is a free one.
   void expect_opened(const std::string& flow) const {
-    const std::string known = node_.tracked(flow);
+    const std::string known = tracked(flow);
     const std::size_t reply = known.find("dst=203.0.113.3");
     ASSERT_NE(reply, std::string::npos) << known;
     EXPECT_GT(std::stoul(known.substr(known.find("dport=", reply) + 6)), kLastTaken) << known;
@@ -285,8 +320,11 @@ TEST_F(LastPortsTest, AFlowIsGivenToTheKernelWithAFreePort) {
 }
 
 TEST_F(LastPortsTest, SoIsThatOfAPodOfAnotherNode) {
-  const Packet packet = Packet().from(kForeignMac).to(kForeignMac).ip(kRemotePod, kOutside).udp(7, 443);
+  const Packet packet = remote_sends(7);
   node_.send_tunneled(kWorker, node_.find<ec_class>("classes", id_)->vni, packet.bytes());
+  const auto left = node_.next_outside();
+  ASSERT_TRUE(left) << "nothing has left";
+  EXPECT_GT(source_port(*left), kLastTaken);
   node_.expect_counts(
       {{id_, EC_STEERED_LOCAL, 1, to_outside(1).bytes().size()}, {id_, EC_GATEWAY_OUT, 1, packet.bytes().size()}});
   expect_opened(flow_of(kRemotePod, 7));
@@ -296,34 +334,34 @@ TEST_F(LastPortsTest, OfTcpWhatOpensAConnectionIs) {
   take_all_but_the_last("tcp");
   const std::string flow = flow_of(kPod, 7, "tcp");
   EXPECT_EQ(egress_ip_for(pod_sends(kOutside).tcp(7, 443)), due_);
-  EXPECT_EQ(node_.tracked(flow), "");
+  EXPECT_EQ(tracked(flow), "");
   EXPECT_EQ(egress_ip_for(pod_sends(kOutside).tcp(7, 443, kSyn)), due_);
   expect_opened(flow);
 }
 
 TEST_F(LastPortsTest, WhatFindsManyPortsIsLeftToTheKernel) {
   EXPECT_EQ(egress_ip_for(pod_sends(kOutside).udp(7, 444)), due_);
-  EXPECT_EQ(node_.tracked("-p udp -s " + std::string(kPod) + " --sport 7 -d " + kOutside + " --dport 444"), "");
+  EXPECT_EQ(tracked("-p udp -s " + std::string(kPod) + " --sport 7 -d " + kOutside + " --dport 444"), "");
 }
 
 TEST_F(LastPortsTest, WhatConntrackKnowsIsLeftAlone) {
-  node_.track(flow_of(kPod, 7) + marked(node_.find<ec_class>("classes", id_)->slots4.slot[0].mark));
+  track(flow_of(kPod, 7) + marked(node_.find<ec_class>("classes", id_)->slots4.slot[0].id));
   egress_ip_for(to_outside(7));
-  EXPECT_EQ(node_.tracked(flow_of(kPod, 7)).find(due_), std::string::npos);
+  EXPECT_EQ(tracked(flow_of(kPod, 7)).find(due_), std::string::npos);
 }
 
 TEST_F(CrowdedTest, WhenThereIsNoPortAtAllTheFlowIsDroppedAndCountedOfTheClass) {
   take_ports(due_);
   take_ports(other_);
-  EXPECT_EQ(node_.classify(to_outside(7)).action, Action::kDrop);
+  EXPECT_EQ(choose_for(to_outside(7)).action, Action::kDrop);
   EXPECT_EQ(node_.counted(EC_DROP_NAT_EXHAUSTED), 1U);
-  EXPECT_EQ(node_.tracked(flow_of(kPod, 7)), "");
+  EXPECT_EQ(tracked(flow_of(kPod, 7)), "");
 }
 
 TEST_F(CrowdedTest, ForAMomentNoPortIsLookedForTowardsAnEndpointThatHasNone) {
   take_ports(due_);
   take_ports(other_);
-  node_.classify(to_outside(7));
+  choose_for(to_outside(7));
   node_.forget_flows();  // all ports are free again, but that takes longer than the moment
   const ec_exhausted_key endpoint = {.remote = ec(kOutside),
                                      .vni = node_.find<ec_class>("classes", id_)->vni,
@@ -331,44 +369,53 @@ TEST_F(CrowdedTest, ForAMomentNoPortIsLookedForTowardsAnEndpointThatHasNone) {
                                      .proto = IPPROTO_UDP};
   ASSERT_TRUE(node_.find<__u64>("exhausted", endpoint));
   node_.put("exhausted", endpoint, monotonic_ns());
-  EXPECT_EQ(node_.classify(to_outside(7)).action, Action::kDrop);
+  EXPECT_EQ(choose_for(to_outside(7)).action, Action::kDrop);
   EXPECT_EQ(egress_ip_for(pod_sends(kOutside).udp(7, 444)), due_) << "it is another endpoint";
   std::this_thread::sleep_for(std::chrono::nanoseconds(EC_EXHAUSTED_NS));
   EXPECT_EQ(egress_ip_for(to_outside(7)), due_);
 }
 
-// --- flows that have another class's mark -----------------------------------------------------------------------
+// --- flows of another class --------------------------------------------------------------------------------------
 
 TEST_F(SlotsTest, AFlowThatWasTranslatedForTheClassGoesOn) {
   configure(kTwo);
   const ec_class c = node_.find<ec_class>("classes", id_).value();
-  for (std::uint16_t i = 0; i < 2; ++i) {
-    node_.track(flow_of(kPod, 7U + i) + marked(c.slots4.slot[i].mark));
-    EXPECT_NE(egress_ip_for(to_outside(7 + i)), "");
-    EXPECT_NE(node_.tracked(flow_of(kPod, 7U + i)), "") << "its egress IP is one of the class";
+  std::uint16_t port = 7;
+  for (std::size_t i = 0; i < 2; ++i) {
+    for (const std::uint32_t tunneled : {0U, EC_MARK_TUNNELED}) {
+      track(flow_of(kPod, port) + marked(c.slots4.slot[i].id | tunneled));
+      EXPECT_NE(egress_ip_for(to_outside(port)), "");
+      EXPECT_NE(tracked(flow_of(kPod, port)), "") << "its egress IP is one of the class";
+      ++port;
+    }
   }
 }
 
 TEST_F(SlotsTest, AFlowThatWasTranslatedForAnotherClassOrForNoneIsEnded) {
   configure(kTwo);
-  const std::uint32_t another = mark_of(id_ + 20);
-  for (const std::uint32_t mark : {another, 0U}) {
-    node_.track(flow_of(kPod, 7) + marked(mark));
-    node_.track(flow_of(kPod, 8) + marked(mark));
+  const std::uint32_t another = id_ + 20;
+  for (const std::uint32_t mark : {another, 0U, another | EC_MARK_TUNNELED, EC_MARK_TUNNELED}) {
+    track(flow_of(kPod, 7) + marked(mark));
+    track(flow_of(kPod, 8) + marked(mark));
     EXPECT_NE(egress_ip_for(to_outside(7)), "");
-    EXPECT_EQ(node_.tracked(flow_of(kPod, 7)), "") << "with the mark " << mark;
-    EXPECT_NE(node_.tracked(flow_of(kPod, 8)), "") << "it is another flow";
-    node_.classify(to_outside(8));
+    EXPECT_EQ(tracked(flow_of(kPod, 7)), "") << "with the mark " << mark;
+    EXPECT_NE(tracked(flow_of(kPod, 8)), "") << "it is another flow";
+    egress_ip_for(to_outside(8));
   }
 }
 
-TEST_F(SlotsTest, AFlowOfAPodOfAnotherNodeIsEndedLikewise) {
+TEST_F(SlotsTest, AFlowOfAPodOfAnotherNodeIsEndedLikewiseAndItsPacketIsTranslatedAnew) {
+  configure(R"("203.0.113.31")");
+  track(flow_of(kRemotePod, 7) + marked(id_ + 20));
+  EXPECT_EQ(source_of_remote(remote_sends(7)), "203.0.113.31");
+  node_.expect_counts({{id_, EC_GATEWAY_OUT, 1, remote_sends(7).bytes().size()}});
+}
+
+TEST_F(SlotsTest, AFlowOfTheHostsConntrackIsNoneOfTheGateways) {
   configure(kTwo);
-  node_.track(flow_of(kRemotePod, 7) + marked(mark_of(id_ + 20)));
-  const Packet packet = Packet().from(kForeignMac).to(kForeignMac).ip(kRemotePod, kOutside).udp(7, 443);
-  node_.send_tunneled(kWorker, node_.find<ec_class>("classes", id_)->vni, packet.bytes());
-  node_.expect_counts({{id_, EC_GATEWAY_OUT, 1, packet.bytes().size()}});
-  EXPECT_EQ(node_.tracked(flow_of(kRemotePod, 7)), "");
+  node_.track(flow_of(kPod, 7) + marked(id_ + 20));
+  EXPECT_NE(egress_ip_for(to_outside(7)), "");
+  EXPECT_NE(node_.tracked(flow_of(kPod, 7)), "");
 }
 
 }  // namespace

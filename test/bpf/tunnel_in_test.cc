@@ -10,7 +10,9 @@ namespace {
 constexpr Mac kWorkerMac = {0x02, 0xed, 0, 0, 0, 12};
 constexpr Mac kGatewayMac = {0x02, 0xed, 0, 0, 0, 21};
 
-enum class Arrives { kNowhere, kInPod, kRouted };
+constexpr std::uint8_t kEcho = 8;
+
+enum class Arrives { kNowhere, kInPod, kTranslated };
 
 struct Case {
   const char* claim;
@@ -33,23 +35,13 @@ Packet outward(const char* dst) { return Packet().from(kWorkerMac).to(kForeignMa
 // What a gateway sends back to this node for one of its pods.
 Packet answer() { return Packet().from(kGatewayMac).to(kForeignMac).ip(kOutside, kPod).tcp(443, 40000); }
 
-/// The kernel has taken one from the TTL; everything else as it was.
-void expect_forwarded(const Bytes& forwarded, const Bytes& sent) {
-  constexpr std::size_t kTtlAt = 14 + 8;
-  ASSERT_EQ(forwarded.size(), sent.size());
-  EXPECT_EQ(forwarded[kTtlAt], sent[kTtlAt] - 1);
-  constexpr auto kAddressesAt = 14 + 12;
-  EXPECT_EQ(hex_dump(Bytes(forwarded.begin() + kAddressesAt, forwarded.end())),
-            hex_dump(Bytes(sent.begin() + kAddressesAt, sent.end())));
-}
-
 class TunnelInTest : public DatapathTest {
  protected:
   std::optional<ec_worker> worker(const char* pod) const { return node_.find<ec_worker>("workers", ec(pod)); }
 
   void expect_silence_beside(Arrives arrived) const {
     for (const auto& [device, where] : std::map<std::string, Arrives>{{"pod0", Arrives::kInPod},
-                                                                      {"outside", Arrives::kRouted},
+                                                                      {"outside", Arrives::kTranslated},
                                                                       {"pod1", Arrives::kNowhere},
                                                                       {"uplink", Arrives::kNowhere}}) {
       if (where == arrived && where != Arrives::kNowhere) continue;
@@ -72,13 +64,13 @@ TEST_P(TunnelIn, Claim) {
     ASSERT_TRUE(frame) << "nothing came to the pod";
     EXPECT_EQ(hex_dump(frame->bytes), hex_dump(Packet(c.inner).from(kPodHostMac).to(kPodMac).bytes()));
     EXPECT_TRUE(frame->for_host) << "the pod's stack will not take it";
-  } else if (c.arrives == Arrives::kRouted) {
-    const auto routed = node_.next_routed();
-    ASSERT_TRUE(routed) << "it was not routed by its mark";
-    expect_forwarded(*routed, inner);
+  } else if (c.arrives == Arrives::kTranslated) {
+    const auto left = node_.next_outside();
+    ASSERT_TRUE(left) << "nothing has left";
+    expect_translated(*left, c.inner, kEgressIp);
   }
   expect_silence_beside(c.arrives);
-  EXPECT_EQ(worker(kRemotePod).has_value(), c.arrives == Arrives::kRouted);
+  EXPECT_EQ(worker(kRemotePod).has_value(), c.arrives == Arrives::kTranslated || c.counted == EC_DROP_GATEWAY_GONE);
 }
 
 INSTANTIATE_TEST_SUITE_P(Senders, TunnelIn,
@@ -118,20 +110,34 @@ INSTANTIATE_TEST_SUITE_P(Senders, TunnelIn,
 
 INSTANTIATE_TEST_SUITE_P(
     AsGateway, TunnelIn,
-    ::testing::Values(Case{.claim = "a worker's packet is routed with the mark of its class",
+    ::testing::Values(Case{.claim = "a worker's packet leaves with the egress IP of its class",
                            .sender = kWorker,
                            .vni = kLocalVni,
                            .inner = outward(kOutside).udp(1, 2).payload(1300),
-                           .arrives = Arrives::kRouted,
+                           .arrives = Arrives::kTranslated,
                            .class_id = kLocalClass,
                            .counted = EC_GATEWAY_OUT},
-                      Case{.claim = "a later fragment is routed likewise",
+                      Case{.claim = "a worker's TCP leaves likewise",
                            .sender = kWorker,
                            .vni = kLocalVni,
-                           .inner = outward(kOutside).fragment(1, 1480, false).payload(100),
-                           .arrives = Arrives::kRouted,
+                           .inner = outward(kOutside).tcp(1, 2, kSyn).payload(100),
+                           .arrives = Arrives::kTranslated,
                            .class_id = kLocalClass,
                            .counted = EC_GATEWAY_OUT},
+                      Case{.claim = "a worker's echo leaves likewise",
+                           .sender = kWorker,
+                           .vni = kLocalVni,
+                           .inner = outward(kOutside).icmp(kEcho).payload(56),
+                           .arrives = Arrives::kTranslated,
+                           .class_id = kLocalClass,
+                           .counted = EC_GATEWAY_OUT},
+                      Case{.claim = "without the way into the gateway's namespace a worker's packet is dropped",
+                           .given = [](Node& node) { node.cut_off_gateway(); },
+                           .sender = kWorker,
+                           .vni = kLocalVni,
+                           .inner = outward(kOutside).udp(1, 2),
+                           .class_id = kLocalClass,
+                           .counted = EC_DROP_GATEWAY_GONE},
                       Case{.claim = "a class whose gateway is another node is refused",
                            .sender = kWorker,
                            .vni = kTunnelVni,
@@ -250,16 +256,28 @@ INSTANTIATE_TEST_SUITE_P(
                            .counted = EC_DROP_NOT_GATEWAY}),
     claim_as_name<Case>);
 
+TEST_F(TunnelInTest, FragmentsOfAWorkersPacketLeaveLikewise) {
+  const Packet first = outward(kOutside).fragment(77, 0, true).udp(1, 2).payload(992);
+  const Packet later = outward(kOutside).fragment(77, 1000, false).protocol(17).payload(100);
+  for (const Packet& fragment : {first, later}) node_.send_tunneled(kWorker, kLocalVni, fragment.bytes());
+  for (const Packet& fragment : {first, later}) {
+    const auto left = node_.next_outside();
+    ASSERT_TRUE(left) << "nothing has left";
+    expect_translated(*left, fragment, kEgressIp);
+  }
+  node_.expect_counts({{kLocalClass, EC_GATEWAY_OUT, 2, first.bytes().size() + later.bytes().size()}});
+}
+
 TEST_F(TunnelInTest, AWorkerIsLearnedAndLearnedAgainWhenItsPodMoves) {
   const Bytes inner = outward(kOutside).udp(1, 2).bytes();
   node_.send_tunneled(kWorker, kLocalVni, inner);
-  ASSERT_TRUE(node_.next_routed());
+  ASSERT_TRUE(node_.next_outside());
   ASSERT_TRUE(worker(kRemotePod));
   EXPECT_EQ(from_ec(worker(kRemotePod)->node).str(), kWorker);
   EXPECT_EQ(worker(kRemotePod)->class_id, kLocalClass);
 
   node_.send_tunneled(kSecondWorker, kLocalVni, inner);
-  ASSERT_TRUE(node_.next_routed());
+  ASSERT_TRUE(node_.next_outside());
   EXPECT_EQ(from_ec(worker(kRemotePod)->node).str(), kSecondWorker) << "the pod has moved to another node";
 }
 
@@ -267,7 +285,7 @@ TEST_F(TunnelInTest, AWorkerIsLearnedAgainWhenItsPodChangesClass) {
   node_.put("workers", ec(kRemotePod),
             ec_worker{.node = ec(kWorker), .gateway = ec(kUnderlay), .class_id = kOtherClass, .pad = 0});
   node_.send_tunneled(kWorker, kLocalVni, outward(kOutside).udp(1, 2).bytes());
-  ASSERT_TRUE(node_.next_routed());
+  ASSERT_TRUE(node_.next_outside());
   EXPECT_EQ(worker(kRemotePod)->class_id, kLocalClass);
 }
 

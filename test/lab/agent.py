@@ -77,4 +77,4 @@ class Agent:
 
 def forget_flows(node: FleetNode) -> None:
     """Conntrack's entries end now, as they would some time after their last packet."""
-    node.run(["conntrack", "-F"], check=False)
+    node.in_gateway(["conntrack", "-F"], check=False)

@@ -21,7 +21,8 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from light_node import CTL, ENVIRONMENT, PINS, PLUGIN, Answer, LightNode, NetPod, network
@@ -284,6 +285,22 @@ def points(start: Callable[[], Stepper]) -> list[int]:
 
 # --- the kernel's state
 
+GATEWAY = "/run/netns/egressclass"
+
+
+@contextmanager
+def in_gateway() -> Iterator[None]:
+    """This thread is in the network namespace of the node's gateway."""
+    with open("/proc/thread-self/ns/net", "rb") as own, open(GATEWAY, "rb") as other:
+        if libc.setns(other.fileno(), 0):
+            raise OSError(ctypes.get_errno(), GATEWAY)
+        try:
+            yield
+        finally:
+            if libc.setns(own.fileno(), 0):
+                os._exit(70)
+
+
 LOOKUP, UPDATE, DELETE, NEXT_KEY, OBJ_GET, TEST_RUN, INFO = 1, 2, 3, 4, 7, 10, 15
 RUN = Path("/run/egressclass")
 
@@ -339,10 +356,11 @@ class Program:
         self.handle = pinned(f"{PINS}/programs/{name}")
         weakref.finalize(self, os.close, self.handle)
 
-    def run(self, frame: bytes, ifindex: int) -> int:
-        """As if it came in by that interface; the mark with which it goes on."""
+    def run(self, frame: bytes, ifindex: int, mark: int = 0) -> int:
+        """As if it came in by that interface, of this thread's network namespace; the mark with which it goes on."""
         data, out = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(len(frame) + 256)
         context, after = (ctypes.create_string_buffer(192) for _ in range(2))       # struct __sk_buff
+        struct.pack_into("I", context, 8, mark)
         struct.pack_into("I", context, 40, ifindex)
         bpf(TEST_RUN, struct.pack("IIIIQQIIIIQQIII", self.handle, 0, len(frame), len(out), ctypes.addressof(data), ctypes.addressof(out), 1, 0,
                                   len(context), len(after), ctypes.addressof(context), ctypes.addressof(after), 0, 0, 0))

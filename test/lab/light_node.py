@@ -157,6 +157,17 @@ ip netns exec {name} sh -ec 'echo {int(not ipv6)} >/proc/sys/net/ipv6/conf/{ifna
         answer = self.in_pod(pod, f"busybox timeout {wait} {command}")
         return answer.split()[0] if answer else ""
 
+    def in_gateway(self, command: str | list[str], **keywords):
+        """In the network namespace in which the node is a gateway; a script for sh, or words."""
+        words = ["sh", "-c", command] if isinstance(command, str) else command
+        return self.run(["nsenter", "--net=/run/netns/egressclass", "--", *words], **keywords)
+
+    def held(self) -> set[str]:
+        """The egress IPs that this node answers for."""
+        done = self.run("ip -n egressclass -j addr show dev lo", check=False)
+        addresses = {entry["local"] for link in json.loads(done.stdout or "[]") for entry in link["addr_info"]}
+        return addresses - {"127.0.0.1", "::1"}
+
     DATAGRAM = f"echo x >/dev/udp/{OUTSIDE}/9"      # for bash; nobody answers
 
     # --- the binaries
@@ -270,6 +281,10 @@ echo == rules; ip rule; ip -6 rule
 echo == links; ip -d -o link | sed -E 's/_timer +[0-9.]+/_timer/g'
 echo == addresses; ip -o addr
 echo == routes; ip route show table all | sort; ip -6 route show table all | sort
+echo == proxies; ip neigh show proxy; ip -6 neigh show proxy
+[ ! -e /run/netns/egressclass ] || nsenter --net=/run/netns/egressclass sh -c 'echo == gateway; nft -s list ruleset; ip rule; ip -6 rule
+  ip -d -o link; ip -o addr; ip route show table all | sort; ip -6 route show table all | sort; cd /proc/sys/net; grep . netfilter/*timeout*
+  grep . ipv4/ip_forward ipv4/conf/*/rp_filter ipv4/conf/*/send_redirects ipv6/conf/all/forwarding'
 echo == pins; find /sys/fs/bpf | sort
 echo == objects
 for pin in {PINS}/maps/* {PINS}/programs/*; do
@@ -280,7 +295,7 @@ for pin in {PINS}/links/*; do
   case $pin in *'*') continue;; esac
   echo $pin $(bpftool -j link show pinned $pin | grep -oE '"(id|prog_id)":[0-9]*' | tr '\\n' ' ')
 done
-for name in node attachments endpoints classes vnis rules; do
+for name in node attachments endpoints classes vnis rules egress_ips; do
   [ -e {PINS}/maps/$name ] && echo $name && bpftool map dump pinned {PINS}/maps/$name -j | tr '{{' '\\n' | sed 's/[],}}]*$//' | sort
 done
 echo == files

@@ -23,7 +23,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 libc = ctypes.CDLL(None, use_errno=True)
 
 # What says when the command runs, or how much it may use; that it may do less than the rest says matters to no test.
-OF_NO_EFFECT = {"Type", "RemainAfterExit", "ExecStart", "ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus",
+OF_NO_EFFECT = {"Type", "RemainAfterExit", "ExecStart", "ExecStartPre", "ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus",
                 "SuccessExitStatus", "TimeoutStartSec", "TimeoutStopSec", "MemoryHigh", "MemoryMax", "IPAddressDeny", "KeyringMode",
                 "DevicePolicy", "RuntimeDirectoryPreserve", "PrivateMounts", "OOMScoreAdjust"}
 
@@ -70,7 +70,7 @@ def check(result: int, what: str) -> None:
 
 # --- the file system
 
-READ_ONLY, NO_SUID, NO_EXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 8, 32, 4096, 16384, 1 << 18
+READ_ONLY, NO_SUID, NO_EXEC, REMOUNT, BIND, RECURSIVE, FROM_OUTSIDE = 1, 2, 8, 32, 4096, 16384, 1 << 19
 NEW_MOUNTS, NEW_HOSTNAME, NEW_NETWORK = 0x20000, 0x4000000, 0x40000000
 EMPTY = "/run/.sandbox"         # folders and files that nobody may look into
 
@@ -127,7 +127,7 @@ def folders(unit: Unit) -> list[str]:
 
 def view_of_files(unit: Unit) -> None:
     writable = folders(unit) + existing(unit.words("ReadWritePaths"))
-    mount(None, "/", RECURSIVE | PRIVATE)
+    mount(None, "/", RECURSIVE | FROM_OUTSIDE)
     os.makedirs(f"{EMPTY}/folder", exist_ok=True)
     Path(f"{EMPTY}/file").touch()
     for name in ("folder", "file"):
@@ -278,10 +278,13 @@ def restrict_system_calls(unit: Unit) -> None:
         refused = seccomp.ERRNO(errno.EAFNOSUPPORT)
         load([(refused, "socket", seccomp.Arg(0, seccomp.EQ, n)) for n in range(64) if n not in numbers]
              + [(refused, "socket", seccomp.Arg(0, seccomp.GE, 64))])
-    if unit.yes("RestrictNamespaces"):
-        kinds = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
-        load([(seccomp.ERRNO(errno.ENOSYS), "clone3"), (eperm, "setns")]
-             + [(eperm, call, has(0, kind)) for call in ("clone", "unshare") for kind in kinds])
+    if (allowed := unit.text("RestrictNamespaces", "no")) != "no":
+        kinds = {"time": 0x80, "mnt": 0x20000, "cgroup": 0x2000000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000,
+                 "pid": 0x20000000, "net": NEW_NETWORK}
+        refused_kinds = [kind for name, kind in kinds.items() if name not in allowed.split()]
+        load([(seccomp.ERRNO(errno.ENOSYS), "clone3"), (eperm, "setns", seccomp.Arg(1, seccomp.EQ, 0))]      # 0: of any kind
+             + [(eperm, "setns", has(1, kind)) for kind in refused_kinds]
+             + [(eperm, call, has(0, kind)) for call in ("clone", "unshare") for kind in refused_kinds])
     if unit.yes("MemoryDenyWriteExecute"):
         write, execute = 2, 4
         load([(eperm, "mmap", has(2, write | execute)), (eperm, "mprotect", has(2, execute)), (eperm, "pkey_mprotect", has(2, execute)),
@@ -328,6 +331,9 @@ def enter(unit: Unit) -> None:
 def main() -> None:
     unit = Unit(sys.argv[1])
     command = sys.argv[2:] or unit.text("ExecStart").split()
+    for before in [] if sys.argv[2:] else unit.lines("ExecStartPre"):
+        assert before.startswith("+"), "the sandbox has only commands ahead of it that are outside of it"
+        subprocess.run(before[1:].split(), check=True)
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     enter(unit)
     os.execvpe(command[0], command, environment)

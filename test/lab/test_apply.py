@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from light_node import ADDRESS, BOTH, CTL, FAR, PINS, WEB, LightNode, NetPod, configuration, egress_class
+from light_node import ADDRESS, BOTH, CTL, FAR, PINS, TCX, WEB, LightNode, NetPod, configuration, egress_class
 
 EGRESS_IP = "203.0.113.7"
 
@@ -23,9 +23,14 @@ def same(snapshot: str) -> str:
 
 def renumbered(snapshot: str) -> str:
     """Also without the ids of kernel objects, and without the map `node`, which holds one."""
-    text = re.sub(r'"(prog_)?id":\d+', "id", re.sub(r"^\d+: egress0", "N: egress0", same(snapshot), flags=re.MULTILINE))
+    text = re.sub(r"^\d+: (egress0|ec0|ec1)(@if\d+)?", r"N: \1", same(snapshot), flags=re.MULTILINE)
+    text = re.sub(r'"(prog_)?id":\d+', "id", re.sub(r" link-netnsid \d+| link-netns \S+", "", text))
     text = re.sub(r"^(/sys/fs/bpf/\S+) \d+$", r"\1 id", text, flags=re.MULTILINE)
     return re.sub(r"^node$.*?^attachments$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+INSIDE = "nsenter --net=/run/netns/egressclass"
+TAKE_OFF = f"/usr/bin/python3 -SEB {TCX} detach"
 
 
 def problems(node: LightNode) -> str:
@@ -49,8 +54,8 @@ def test_second_apply_changes_nothing(applied, outside):
     pod = node.make_pod("p5", 5)
     node.add(pod)
     works(node, pod)
-    node.run("nft insert rule inet egressclass guard udp dport 9 counter name wrong_source drop")
-    node.run(["bash", "-c", node.DATAGRAM], check=False)
+    node.in_gateway("nft insert rule inet egressclass guard udp dport 9 counter name wrong_source drop")
+    node.in_pod(pod, f"bash -c '{node.DATAGRAM}'")
     node.apply()
     assert drops(node)["wrong_source"] > 0
     before = same(node.snapshot())
@@ -276,7 +281,8 @@ def test_egress_ip_moves_with_its_class(applied, outside):
     works(applied, pod)
     applied.apply(configuration(WEB | {"egressIPs": ["203.0.113.70"]}, FAR))
     works(applied, pod, "203.0.113.70")
-    assert "203.0.113.7/" not in applied.run(["ip", "addr"]).stdout
+    assert "203.0.113.7/" not in applied.in_gateway(["ip", "addr"]).stdout
+    assert "203.0.113.7 " not in applied.run(["ip", "route"]).stdout
 
 
 def test_an_egress_ip_that_is_not_ours_any_more_is_a_destination_like_any_other(applied, outside):
@@ -295,7 +301,7 @@ def test_an_egress_ip_that_is_not_ours_any_more_is_a_destination_like_any_other(
 def test_egress_ip_goes_to_the_named_interface_even_if_that_has_no_address(node):
     node.run("ip link add empty type veth peer name empty1; ip link set empty up; ip link set empty1 up")
     node.apply(configuration(WEB | {"gateways": [{"address": ADDRESS, "interface": "empty"}]}))
-    assert "203.0.113.7" in node.run(["ip", "addr", "show", "dev", "empty"]).stdout
+    assert node.tcx(node.link("empty")["ifindex"])["programs"] != [] == node.tcx(node.link("eth0")["ifindex"])["programs"]
 
 
 # --- a failure in the middle
@@ -349,7 +355,7 @@ def test_failing_nft_leaves_the_previous_configuration_in_force(applied, outside
     pod = node.make_pod("p5", 5)
     node.add(pod)
     node.ctl("down")
-    node.run("nft add table inet egressclass; nft 'add chain inet egressclass srcnat { type filter hook input priority 0; }'")
+    node.run("nft add table inet egressclass; nft 'add chain inet egressclass guard { type filter hook input priority 0; }'")
     before = node.run(["nft", "list", "ruleset"]).stdout
     done = node.apply(check=False)
     assert done.returncode == 1 and "nftables" in done.stderr
@@ -594,7 +600,12 @@ def test_unreachable_gateway_is_reported(applied, outside):
 @pytest.mark.parametrize("damage, text", [
     ("ip link del egress0", "egress0 is gone"), ("ip link set egress0 down", "egress0 is down"),
     ("nft delete table inet egressclass", "nft table"),
-    ("ip addr del 203.0.113.7/32 dev eth0", "egress IP 203.0.113.7"), ("ip rule del pref 84", "rule"),
+    ("ip netns del egressclass", "is gone"), ("ip link del ec0", "ec0 and ec1"), ("ip link set ec0 down", "ec0 is down"),
+    (f"{INSIDE} ip link set ec1 down", "ec1 is down"), (f"{INSIDE} ip link del ec1", "ec0 and ec1"),
+    (f"{INSIDE} ip route flush all", "default route"), (f"{INSIDE} ip addr flush dev lo", "egress IP 203.0.113.7"),
+    (f"{INSIDE} nft delete table inet egressclass", "nft table"), (f"{TAKE_OFF} uplink_in dev eth0", "uplink_in"),
+    (f"{TAKE_OFF} gateway_out dev ec0", "gateway_out"), (f"{INSIDE} {TAKE_OFF} gateway_in dev ec1", "gateway_in"),
+    ("ip rule del pref 84", "rule"),
     ("ip route flush table 8479", "rule"), (f"rm {PINS}/links/egress0-in", "tunnel_in"), (f"rm {PINS}/links/egress0-out", "tunnel_out"),
     (f"rm {PINS}/links/[0-9]*", "web/p5"), ("rm /run/egressclass/classes.json", "state file"),
     ("echo broken >/run/egressclass/classes.json", "state file"), (f"rm -r {PINS}", "egressctl apply")],
@@ -612,12 +623,12 @@ def test_status_reports_damage_and_apply_mends_it(applied, outside, damage, text
     works(node, pod)
 
 
-def another_value(name: str):
-    """A command that changes an entry of a map."""
+def another_value(name: str, at: int = 0):
+    """A command that changes an entry of a map, in one byte."""
     def command(node: LightNode) -> str:
         key, value = next(iter(node.map(name).items()))
         return (f"bpftool map update pinned {PINS}/maps/{name} key {' '.join(map(str, key))} "
-                f"value {' '.join(map(str, [value[0] ^ 1, *value[1:]]))}")
+                f"value {' '.join(map(str, [*value[:at], value[at] ^ 1, *value[at + 1:]]))}")
     return command
 
 
@@ -634,9 +645,17 @@ def test_apply_of_the_same_loads_no_program_again(applied):
 
 
 @pytest.mark.parametrize("damage, text", [
-    ("nft flush chain inet egressclass srcnat", "chain srcnat"), ("nft flush chain inet egressclass guard", "chain guard"),
-    ("nft insert rule inet egressclass guard accept", "chain guard"), ("nft flush map inet egressclass snat4", "map snat4"),
-    ("nft add element inet egressclass sources4 '{ 0x1 . 192.0.2.99 }'", "set sources4"),
+    ("nft flush chain inet egressclass verify_reply", "chain verify_reply"),
+    ("nft flush chain inet egressclass guard", "chain guard"), ("nft insert rule inet egressclass guard accept", "chain guard"),
+    ("nft add element inet egressclass never4 '{ 192.0.2.99 }'", "set never4"),
+    (f"{INSIDE} nft flush chain inet egressclass srcnat", "the gateway's chain srcnat"),
+    (f"{INSIDE} nft insert rule inet egressclass guard accept", "the gateway's chain guard"),
+    (f"{INSIDE} nft flush map inet egressclass snat4", "the gateway's map snat4"),
+    (f"{INSIDE} nft add element inet egressclass sources4 '{{ 0x1 . 192.0.2.99 }}'", "the gateway's set sources4"),
+    (f"{INSIDE} sh -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'", "of the gateway's namespace is"),
+    (f"{INSIDE} sh -c 'echo 1 >/proc/sys/net/ipv4/conf/ec1/send_redirects'", "send_redirects of the gateway's namespace is 1"),
+    ("echo 1 >/proc/sys/net/ipv6/conf/ec0/accept_ra", "ec0/accept_ra is 1"),
+    (another_value("egress_ips", 4), "BPF map egress_ips"),
     (f"bpftool map delete pinned {PINS}/maps/classes key 1 0 0 0", "BPF map classes"),
     (another_value("vnis"), "BPF map vnis"), (another_value("rules"), "BPF map rules"),
     ("echo 0 >/proc/sys/net/ipv4/conf/eth0/forwarding", "eth0 does not forward"),
@@ -746,9 +765,9 @@ def test_parallel_applies_end_in_one_of_their_configurations(node):
     in_force = json.loads(node.path("/run/egressclass/config.json").read_text())
     address = in_force["classes"][0]["egressIPs"][0]
     assert in_force in variants
-    assert re.findall(r"203\.0\.113\.\d+", node.run(["ip", "-o", "addr", "show", "dev", "eth0"]).stdout) == [address]
-    assert re.findall(r"203\.0\.113\.\d+", node.run("nft list map inet egressclass snat4").stdout) == [address]
-    assert set(re.findall(r"203\.0\.113\.\d+", node.run("nft list set inet egressclass sources4").stdout)) == {address}
+    for command in ("ip -o addr show dev lo", "nft list map inet egressclass snat4", "nft list set inet egressclass sources4"):
+        assert set(re.findall(r"203\.0\.113\.\d+", node.in_gateway(command).stdout)) == {address}, command
+    assert re.findall(r"203\.0\.113\.\d+", node.run("ip route show dev ec0").stdout) == [address]
     assert node.status()["healthy"]
 
 

@@ -98,11 +98,12 @@ def test_host_veth_is_found_whatever_the_result_says(applied, shape):
         addresses = [V6]
     pod.previous = json.loads(json.dumps(SHAPES[shape]).replace("NETNS", pod.netns))
     config = network(pod.previous, pod.previous["cniVersion"])
+    others = [node.link(name)["ifindex"] for name in (DECOY, "eth0", "ec0")]
+    before = [node.tcx(ifindex) for ifindex in others]
     answer = node.add(pod, config)
     assert answer.json == pod.previous
     in_force(node, pod, *addresses)
-    assert node.tcx(node.link(DECOY)["ifindex"])["programs"] == []
-    assert node.tcx(node.link("eth0")["ifindex"])["programs"] == []
+    assert [node.tcx(ifindex) for ifindex in others] == before and before[0]["programs"] == []
     assert len(node.attachments()) == 1
     if config["cniVersion"] >= "0.4.0":
         assert node.check(pod, config).out == ""

@@ -11,7 +11,6 @@ family it must not do to the other, and must do in the same moment). Then:
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import time
 from collections.abc import Iterator
@@ -106,8 +105,7 @@ class Scene:
             assert track.fresh.lost(self.in_time) == []
 
     def addresses(self, name: str) -> set[str]:
-        links = json.loads(self.fleet.hosts[name].run("ip -j addr show dev eth0").stdout)
-        return {entry["local"] for entry in links[0]["addr_info"]}
+        return self.fleet.hosts[name].held()
 
 
 # Never one twice: conntrack would take a new flow for one of the scene before, if it had the same ports.

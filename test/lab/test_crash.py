@@ -2,10 +2,11 @@
 """SIGKILL at every system call. Whatever has been done by then, the next ADD, DEL or GC of the runtime, or `apply` or `down` of the
 operator, makes it right; and no pod with a class is ever up without the classifier. (CNI-37, 57, 58, 60, 62)"""
 import json
+import struct
 from pathlib import Path
 
 import pytest
-from inside import (PINS, RUN, Kernel, Stepper, call, ctl, expedited, ifindex_of, inside, ip, is_up, left_on, lock_is_free,
+from inside import (GATEWAY, PINS, RUN, Kernel, Stepper, call, ctl, expedited, ifindex_of, inside, ip, is_up, left_on, lock_is_free,
                     own_expedited, points, programs, shell, succeed)
 from light_node import WEB, configuration, egress_class
 
@@ -175,12 +176,13 @@ def test_cni_33_37_a_killed_del_and_then_a_del_without_interface_and_namespace(a
 OLD = configuration({**WEB, "vni": 101}, egress_class("old", egressIPs=["203.0.113.9"], vni=102))
 NEW = configuration({**WEB, "vni": 101, "except": ["198.18.0.0/15"]}, egress_class("new", egressIPs=["203.0.113.8"], vni=103))
 VNI = {"web": 101, "old": 102, "new": 103}
+SLOTS4 = 32 + 16 * 32       # struct ec_class: of IPv4, where its egress IPs are
 SOURCE = {101: "203.0.113.7", 102: "203.0.113.9", 103: "203.0.113.8"}
 
 
 def remains() -> str:
     """All that the project could leave on a node on which nothing of it should be."""
-    return shell("nft list tables; ip rule; ip -o link | grep -v 'hp\\|hold\\|hnew'; ip -o addr show dev eth0;"
+    return shell("nft list tables; ip rule; ip -o link | grep -v 'hp\\|hold\\|hnew'; ip -o addr; ls /run/netns;"
                  f"find /sys/fs/bpf {RUN} /var/lib/egressclass; ip route show table all | grep -v 10.244;"
                  "cd /proc/sys/net/ipv4/conf; grep . eth0/forwarding eth0/rp_filter")
 
@@ -215,16 +217,17 @@ def gets_its_class(pod) -> str:
 
 def right_source() -> str:
     """A class's packets, by their VNI, leave with the class's own address or not at all. What is wrong with that."""
-    table = json.loads(shell("nft -j list map inet egressclass snat4") or '{"nftables":[]}')["nftables"]
-    snat = {mark: address for entry in table if "map" in entry for mark, address in entry["map"].get("elem", [])}
+    table = json.loads(shell(f"nsenter --net={GATEWAY} nft -j list map inet egressclass snat4") or '{"nftables":[]}')["nftables"]
+    snat = {number: address for entry in table if "map" in entry for number, address in entry["map"].get("elem", [])}
     try:
         kernel = Kernel()
     except FileNotFoundError:
         return ""
     for key, entry in kernel.classes.all().items():
-        vni, mark = (int.from_bytes(entry[at:at + 4], "little") for at in (0, 4))
-        if snat.get(mark, SOURCE[vni]) != SOURCE[vni]:
-            return f"packets of VNI {vni} get mark {mark:#x}, which nft translates to {snat[mark]}"
+        vni, count = (int.from_bytes(entry[at:at + 4], "little") for at in (0, SLOTS4))
+        for number in (struct.unpack_from("I", entry, SLOTS4 + 8 + 24 * i + 16)[0] for i in range(count)):
+            if snat.get(number, SOURCE[vni]) != SOURCE[vni]:
+                return f"packets of VNI {vni} get the egress IP number {number}, which nft translates to {snat[number]}"
     return ""
 
 
@@ -303,7 +306,7 @@ def kill_upgrade(running) -> None:
     wrong, ifindex = [], ifindex_of(running.host_veth)
 
     def another_build() -> None:
-        for name in ("classify", "classify_again", "tunnel_in", "tunnel_out"):
+        for name in ("classify", "classify_again", "tunnel_in", "tunnel_out", "uplink_in", "gateway_in", "gateway_out"):
             Path(f"{PINS}/programs/{name}").unlink(missing_ok=True)
 
     configure(OLD)

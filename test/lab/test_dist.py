@@ -88,7 +88,7 @@ def test_it_installs_bootstraps_and_goes_without_a_trace(package, tmp_path):
     dpkg = ["dpkg", f"--root={root}", "--force-depends", "--force-script-chrootless", "--log=/dev/null"]
     run(*dpkg, "--install", package)
     for unit in (root / "lib/systemd/system").iterdir():
-        for program in re.findall(r"^Exec\w+=(\S+)", unit.read_text(), re.MULTILINE):
+        for program in re.findall(r"^Exec\w+=\+?(\S+)", unit.read_text(), re.MULTILINE):
             assert os.access(root / program.lstrip("/"), os.X_OK), (unit.name, program)
     net, plugins = root / "etc/cni/net.d", root / "opt/cni/bin"
     net.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import random
 import re
 import socket
@@ -12,7 +13,7 @@ import struct
 import time
 
 import pytest
-from inside import THOROUGH, Map, Program, ctl, ifindex_of, inside, shell
+from inside import GATEWAY, ctl, ifindex_of, in_gateway, inside, Map, Program, shell, THOROUGH
 from labkit.assets import REPOSITORY
 from labkit.node import CONFIGURATION as CONFIG_FILE
 from light_fleet import REMOTES, egress_ip, gateway
@@ -33,6 +34,7 @@ ADDRESSES = ["198.51.100.1", "198.51.100.127", "198.51.100.128", "198.51.100.200
              "2001:db8:244::77"]
 PORTS = ["any", "icmp", "tcp", "udp", "sctp", "gre", "esp", "tcp/443", "tcp/80-90", "udp/53", "udp/5000-5100", "udp/1-65535", "sctp/9", "ah"]
 PORT_NUMBERS = [1, 9, 53, 79, 80, 88, 90, 91, 443, 4999, 5000, 5050, 5100, 5101, 65535]
+NEW = 0x40000000     # mark of what the gateway has yet to choose an egress IP for
 TRANSPORTS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132, "gre": 47, "esp": 50, "ah": 51}
 NAMES = ["p0", "p1", "p2"]
 
@@ -114,8 +116,13 @@ class Datapath:
     """What the kernel does with a packet."""
 
     def __init__(self, events: dict[int, str]):
-        self.classify, self.counters, self.flows, self.gateways = Program("classify"), Map("counters"), Map("flows"), Map("gateways")
+        self.classify, self.gateway_in = Program("classify"), Program("gateway_in")
+        self.counters, self.flows, self.gateways = Map("counters"), Map("flows"), Map("gateways")
         self.events = events
+        self.ec1 = 0
+        if os.path.exists(GATEWAY):     # in this configuration the node is a gateway
+            with in_gateway():
+                self.ec1 = socket.if_nametoindex("ec1")
 
     def set_gateways(self, chance: random.Random) -> None:
         now = time.monotonic_ns()
@@ -128,6 +135,9 @@ class Datapath:
         self.counters.clear()
         self.flows.clear()
         mark = self.classify.run(data, ifindex)
+        if mark & NEW:
+            with in_gateway():
+                mark = self.gateway_in.run(data, self.ec1, mark)
         counted = [self.events[struct.unpack_from("I", key, 4)[0]] for key in self.counters.keys()]
         assert len(counted) == 1, counted
         flow = next(iter(self.flows.all().values()), None)
@@ -139,7 +149,8 @@ def translations() -> dict[tuple[bool, int], str]:
     """(IPv4, mark) -> egress IP, by nft."""
     found = {}
     for name, v4 in (("snat4", True), ("snat6", False)):
-        for entry in json.loads(shell(f"nft -j list map inet egressclass {name}"))["nftables"]:
+        listed = shell(f"nsenter --net={GATEWAY} nft -j list map inet egressclass {name}") if os.path.exists(GATEWAY) else '{"nftables": []}'
+        for entry in json.loads(listed)["nftables"]:
             found |= {(v4, mark): address for mark, address in entry.get("map", {}).get("elem", [])}
     return found
 
@@ -173,9 +184,9 @@ def compare(pods: list[NetPod], macs: dict[str, bytes], events: dict[int, str], 
             seen[counted] = seen.get(counted, 0) + 1
             if counted.startswith("steered"):
                 assert (said["gateway"], said["gateways"]) == (gateway, []), f"{where}the datapath: {gateway}"
-                assert int(said["mark"], 16) == mark & 0xf7f, f"{where}the datapath: mark {mark:#x}"
+                assert int(said["mark"], 16) == mark & (NEW - 1 if counted == "steered_local" else 0xf7f), f"{where}the datapath: mark {mark:#x}"
             if counted == "steered_local":
-                assert said["egressIP"] == egress_ips[v4, mark & 0xf7f], f"{where}nft: {egress_ips}"
+                assert said["egressIP"] == egress_ips[v4, mark], f"{where}nft: {egress_ips}"
     return seen
 
 

@@ -213,7 +213,7 @@ def test_traceroute_of_a_pod_shows_the_way(dual, pods, name, family):
     pod = pods("worker1", name)
     found = [ping(pod, REMOTES[family][0], ttl=ttl, timeout=0.5) for ttl in range(1, 4)]
     exceeded = {4: "type 11", 6: "type 3"}[family] + " code 0 from "
-    own = dual.gateway1.run(["ip", "-j", "addr"]).stdout        # any of its addresses: the kernel chooses
+    own = dual.gateway1.run(["ip", "-n", "egressclass", "-j", "addr"]).stdout       # any egress IP: the kernel chooses
     gateways = {exceeded + entry["local"] for link in json.loads(own) for entry in link["addr_info"]}
     routers = {exceeded + address for address in ROUTERS}
     assert found[0] in gateways and found[1] in routers and found[2] == "reply", found

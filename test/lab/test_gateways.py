@@ -2,7 +2,6 @@
 """Several gateways of a class, and several egress IPs on one: who gets which, that it stays so, and what a change or a death moves."""
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -43,12 +42,6 @@ def make_pods(node, count: int, name: str = "web") -> list[FleetPod]:
         return list(pool.map(lambda number: node.pod(f"p{number}", name, last=10 + number), range(count)))
 
 
-def on_interface(node) -> set[str]:
-    """Egress IPs that a node has."""
-    addresses = json.loads(node.run(["ip", "-j", "addr", "show", "dev", "eth0"]).stdout)[0]["addr_info"]
-    return {entry["local"] for entry in addresses if entry["local"].startswith(("203.0.113.", "2001:db8:7:"))}
-
-
 def state(node, address: str) -> str:
     return next((entry["state"] for entry in node.status()["gateways"] if entry["address"] == address), "")
 
@@ -69,8 +62,8 @@ def three() -> LightFleet:
 
 def test_each_gateway_has_its_own_egress_ips_and_no_other(three):
     for name, number in NUMBERS.items():
-        assert on_interface(getattr(three, name)) == {egress_ip(n, family) for n in (number, number + 10) for family in (4, 6)}
-    assert on_interface(three.worker1) == set()
+        assert getattr(three, name).held() == {egress_ip(n, family) for n in (number, number + 10) for family in (4, 6)}
+    assert three.worker1.held() == set()
 
 
 def each_has_one(pods: list[FleetPod], family: int) -> set[str]:
@@ -144,7 +137,7 @@ def test_egress_ips_of_the_class_are_dealt_out_in_order(make_light_fleet):
     fleet.apply(configuration(egress_class(
         "web", *GATEWAYS, egressIPs=["203.0.113.41", "2001:db8:7::41", "203.0.113.42", "203.0.113.43", "203.0.113.44", "203.0.113.45"],
         spread="flow")))
-    assert [on_interface(getattr(fleet, name)) for name in GATEWAYS] == [
+    assert [getattr(fleet, name).held() for name in GATEWAYS] == [
         {"203.0.113.41", "203.0.113.44", "2001:db8:7::41"}, {"203.0.113.42", "203.0.113.45"}, {"203.0.113.43"}]
     for node in fleet.worker1, fleet.gateway3:
         pod = node.pod("p", "web")
@@ -157,7 +150,7 @@ def test_gateway_with_its_own_egress_ips_is_dealt_none(make_light_fleet):
     fleet = make_light_fleet(FLEET)
     fleet.apply(configuration(egress_class("web", "gateway1", own("gateway2", families=(4,)), "gateway3",
                                            egressIPs=["203.0.113.41", "2001:db8:7::41", "203.0.113.42"])))
-    assert [on_interface(getattr(fleet, name)) for name in GATEWAYS] == [
+    assert [getattr(fleet, name).held() for name in GATEWAYS] == [
         {"203.0.113.41", "2001:db8:7::41"}, {"203.0.113.8"}, {"203.0.113.42"}]
 
 
@@ -227,7 +220,7 @@ def test_one_gateway_less_moves_its_pods_and_no_others(make_light_fleet):
     for (family, old), (_, new) in zip(before, asked()):
         gone = egress_ip(NUMBERS["gateway3"], family)
         assert (family, gone) in before and new != gone and old in (new, gone)
-    assert on_interface(fleet.gateway3) == set()
+    assert fleet.gateway3.held() == set()
 
 
 @SPREAD

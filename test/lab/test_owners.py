@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from light_fleet import REMOTES, LightFleet, Tap, configuration, egress_class, egress_ip
-from light_node import CTL
+from light_node import CTL, PINS
 from traffic import ask
 
 NOT_YET = 3
@@ -70,7 +70,7 @@ def test_who_asks_disturbs_nobody(fleet, family):
 def test_by_force_it_is_taken_over(fleet, family):
     give(fleet.gateway2, family)
     fleet.apply(FORCED, on=["worker1", "gateway1"])
-    assert egress_ip(7, family) in fleet.gateway1.run("ip addr show dev eth0").stdout
+    assert egress_ip(7, family) in fleet.gateway1.held()
     assert fleet.gateway1.status()["healthy"]
 
 
@@ -84,7 +84,7 @@ def test_an_owner_that_gives_it_up_is_waited_for(fleet, family):
         assert not applied.done()
         take(fleet.gateway2, family)
         applied.result()
-    assert egress_ip(7, family) in fleet.gateway1.run("ip addr show dev eth0").stdout
+    assert egress_ip(7, family) in fleet.gateway1.held()
 
 
 def test_what_a_configuration_moves_between_gateways_may_come_before_it_goes(fleet):
@@ -93,7 +93,7 @@ def test_what_a_configuration_moves_between_gateways_may_come_before_it_goes(fle
     fleet.apply(WEB)
     fleet.gateway2.apply(moved)
     fleet.gateway1.apply(moved)
-    found = {name: fleet.hosts[name].run("ip addr show dev eth0").stdout for name in ("gateway1", "gateway2")}
+    found = {name: fleet.hosts[name].held() for name in ("gateway1", "gateway2")}
     assert egress_ip(7) in found["gateway2"] and egress_ip(7) not in found["gateway1"]
 
 
@@ -113,8 +113,8 @@ def test_what_is_asked_and_when(fleet):
 def test_after_a_reboot_it_is_asked_for_again(fleet):
     """Another gateway may have got it meanwhile."""
     fleet.gateway1.apply(WEB)
+    fleet.gateway1.run(f"ip netns del egressclass; rm -r {PINS}")
     for family in 4, 6:
-        take(fleet.gateway1, family)
         give(fleet.gateway2, family)
     done = fleet.gateway1.apply(check=False)
     assert done.returncode == NOT_YET and done.stderr.count("another machine has this egress IP") == 2

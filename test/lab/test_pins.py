@@ -12,8 +12,8 @@ from traffic import ask, send
 
 OUT, IP = "198.51.100.10", egress_ip(7)
 MAPS = ["node", "attachments", "endpoints", "classes", "vnis", "gateways", "rules", "ports", "workers", "fragments", "flows", "exhausted",
-        "counters"]
-PROGRAMS = ["classify", "classify_again", "tunnel_in", "tunnel_out", "nexthop_in"]
+        "counters", "egress_ips"]
+PROGRAMS = ["classify", "classify_again", "tunnel_in", "tunnel_out", "nexthop_in", "uplink_in", "gateway_in", "gateway_out"]
 SOME = egress_class("web", "gateway1", egressIPs=[IP], destinations=["198.51.100.0/24"], ports=["any"], otherwise="drop")
 
 

@@ -136,7 +136,8 @@ TEST(Examples, EveryReasonAndEventIsInTheReadme) {
   EC_EVENTS(X)
 #undef X
   for (const std::string& counter :
-       texts_between(content("plugin/datapath/nft.cc"), "add counter inet egressclass ", "\n"))
+       texts_between(content("plugin/datapath/host_rules.cc") + content("plugin/datapath/gateway_rules.cc"),
+                     "add counter inet egressclass ", "\n"))
     cells.push_back('`' + counter + "` (nft)");
   cells.emplace_back("`nat_exhausted` (kernel)");
   EXPECT_GE(cells.size(), 40U);

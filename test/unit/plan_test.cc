@@ -286,7 +286,7 @@ TEST(Plan, AnEgressIpOfBeforeIsNoUnderlay) {
   Config config = a_config({a_class("billing", 5)});
   config.nodes = {prefix("192.0.2.0/24"), prefix("2001:db8::/64")};
   NodeFacts facts = facts_of({"192.0.2.7", "192.0.2.11", "2001:db8::7", "2001:db8::11"});
-  facts.placed = {ip("192.0.2.7"), ip("2001:db8::7")};
+  facts.held = {ip("192.0.2.7"), ip("2001:db8::7")};
   EXPECT_EQ(plan_of(config, facts).underlay4->ip, ip("192.0.2.11"));
   EXPECT_EQ(plan_of(config, facts).underlay6->ip, ip("2001:db8::11"));
 }
@@ -341,7 +341,7 @@ TEST(Plan, AnEgressIpThatIsToGoIsSteeredAsAnyOther) {
   NodeFacts facts = facts_of("192.0.2.21");
   for (const char* address : {"203.0.113.6", "203.0.113.7", "2001:db8:1::6"}) {
     facts.addresses.push_back({2, ip(address), 128});
-    facts.placed.insert(ip(address));
+    facts.held.insert(ip(address));
   }
   const Plan plan = plan_of(a_config({a_class("a", 1)}), facts);
   EXPECT_FALSE(plan.never_steered.contains(prefix("203.0.113.6")));
@@ -459,12 +459,31 @@ TEST(Plan, TheFirstEgressIpOfEachFamilyHasTheClassesOwnMark) {
   EXPECT_EQ(plan.applied.slots.size(), 7U);
 }
 
-TEST(Plan, TheMarkOfAnEgressIpIsItsIdSpreadOverTheMask) {
-  Config config = a_config({a_class("a", 1, {gateway("192.0.2.21", {"203.0.113.7", "203.0.113.8"})})});
-  config.mark_mask = 0x1f0;
-  const Plan plan = plan_of(config, facts_of("192.0.2.21"));
-  EXPECT_EQ(plan.classes[0].slots[0].mark, 0x10U);
-  EXPECT_EQ(plan.classes[0].slots[1].mark, 0x20U);
+TEST(Plan, AnEgressIpLeavesByTheInterfaceOfItsOwnNetworkOrThatWasNamed) {
+  NodeFacts facts = facts_of({"192.0.2.21", "2001:db8:2::21"});
+  facts.addresses.push_back({3, ip("203.0.113.1"), 120});
+  facts.interfaces["eth1"] = 3;
+  const auto own_network = [&](const char* egress_ip, const char* interface) {
+    Gateway by = gateway("192.0.2.21", {egress_ip});
+    by.interface = interface;
+    const Plan plan = plan_of(a_config({a_class("a", 1, {by})}), facts);
+    const PlannedSlot& slot = plan.classes.at(0).slots.at(0);
+    return std::pair(slot.ifindex, slot.own_network);
+  };
+  EXPECT_EQ(own_network("203.0.113.7", ""), std::pair(3, true));
+  EXPECT_EQ(own_network("192.0.2.77", ""), std::pair(2, true));
+  EXPECT_EQ(own_network("198.51.100.7", ""), std::pair(2, false)) << "of no network here: by the host's routes";
+  EXPECT_EQ(own_network("198.51.100.7", "eth1"), std::pair(3, true));
+}
+
+TEST(Plan, AMarkOfMoreBitsThanTheGatewaysNamespaceHasForItIsRefused) {
+  Config config = a_config({a_class("a", 1)});
+  config.mark_mask = 0xffffffff;
+  config.classes[0].mark = 0x40000000;
+  EXPECT_EQ(refusal(config, facts_of("192.0.2.21")),
+            "f: classes[0].mark: 1073741824: needs more than 30 bits of markMask: take a lower one\n");
+  config.classes[0].mark = 0x3fffffff;
+  plan_of(config, facts_of("192.0.2.21"));
 }
 
 TEST(Plan, EgressIpsTakeNoIdsOnWorkers) {
@@ -575,7 +594,7 @@ TEST(Plan, AnEgressIpThatAWorkerHasIsRefused) {
     EXPECT_EQ(refusal(config, facts), "f: classes[0].egressIPs: \"" + std::string(address) +
                                           "\": this node uses the address, and is not the gateway 192.0.2.21 that it "
                                           "is for\n");
-    facts.placed = {ip(address)};  // by an earlier apply, when this node was the gateway
+    facts.held = {ip(address)};  // by an earlier apply, when this node was the gateway
     plan_of(config, facts);
   }
 }
@@ -657,7 +676,7 @@ TEST(Plan, AnEgressIpOfOursGoesToWhereItsNetworkIsNow) {
   facts.addresses.push_back({2, ip("203.0.113.7"), 128});
   facts.addresses.push_back({3, ip("203.0.113.2"), 120});
   EXPECT_EQ(slots_of(plan_of(a_config({a_class("a", 1)}), facts)), Texts{"203.0.113.7 1 on 2"});
-  facts.placed = {ip("203.0.113.7")};
+  facts.held = {ip("203.0.113.7")};
   EXPECT_EQ(slots_of(plan_of(a_config({a_class("a", 1)}), facts)), Texts{"203.0.113.7 1 on 3"});
 }
 
