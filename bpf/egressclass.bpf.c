@@ -346,5 +346,5 @@ int gateway_out(struct __sk_buff* skb) {
   const struct ec_worker* worker = bpf_map_lookup_elem(&workers, &p.dst);
   if (worker) return return_to_worker(skb, n, &p, worker);
   const struct ec_egress_ip* from = bpf_map_lookup_elem(&egress_ips, &p.src);
-  return from ? leave_by_uplink(skb, &p, from) : drop(skb, 0, EC_DROP_NOT_TRANSLATED);
+  return from ? leave_by_uplink(skb, n, &p, from) : drop(skb, 0, EC_DROP_NOT_TRANSLATED);
 }

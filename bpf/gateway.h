@@ -8,6 +8,7 @@
 #include "gateways.h"
 #include "maps.h"
 #include "packet.h"
+#include "too_big.h"
 #include "tunnel.h"
 
 /* Newer than Debian 12's headers: linux/bpf.h of 6.3. */
@@ -24,7 +25,15 @@ static __always_inline int to_gateway(struct __sk_buff* skb, const struct ec_nod
   return bpf_redirect_peer(n->gateway_ifindex, 0);
 }
 
-static __always_inline void set_fib_addresses(struct bpf_fib_lookup* fib, const struct packet* p) {
+/* Of the packet, or of each of those into which the device cuts it: without the frame's header. */
+static __always_inline __u16 length_on_the_wire(struct __sk_buff* skb) {
+  __u32 headers = skb->gso_size ? headers_length(skb) : 0;
+  return (headers ? headers + skb->gso_size : skb->len) - ETH_HLEN;
+}
+
+static __always_inline void ask_for_way(struct bpf_fib_lookup* fib, const struct packet* p, __u16 length) {
+  struct bpf_fib_lookup question = {.tot_len = length};
+  *fib = question;
   if (p->ipv4) {
     fib->family = AF_INET;
     fib->ipv4_src = p->src.w[3];
@@ -41,30 +50,38 @@ static __always_inline void set_fib_addresses(struct bpf_fib_lookup* fib, const 
 __noinline int find_way_out(struct __sk_buff* skb, const struct packet* p, __u32 own_ifindex,
                             struct bpf_fib_lookup* fib) {
   if (!p || !fib) return BPF_FIB_LKUP_RET_NOT_FWDED;
+  __u16 length = length_on_the_wire(skb);
   if (own_ifindex) {
-    set_fib_addresses(fib, p);
+    ask_for_way(fib, p, length);
     fib->ifindex = own_ifindex;
     int found =
         bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_DIRECT | FIB_LOOKUP_SKIP_NEIGH);
     /* With IPv6, the kernel may name a route by another interface, though it was asked for this one. */
     if ((found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_FRAG_NEEDED) && fib->ifindex == own_ifindex)
       return found;
-    struct bpf_fib_lookup none = {};
-    *fib = none;
   }
-  set_fib_addresses(fib, p);
+  ask_for_way(fib, p, length);
   fib->ifindex = skb->ifindex;
   return bpf_fib_lookup(skb, fib, sizeof(*fib), FIB_LOOKUP_SKIP_NEIGH);
 }
 
-static __always_inline int leave_by_uplink(struct __sk_buff* skb, const struct packet* p,
+/* A route, or an interface, may take less than ec1 does. Whoever sends is told, by conntrack in the namespace. */
+static __always_inline int tell_sender_too_big(struct __sk_buff* skb, const struct ec_node* n, const struct packet* p,
+                                               __u32 mtu) {
+  if (!p->dont_fragment) return drop(skb, 0, EC_DROP_TOO_LONG);
+  count(skb, 0, EC_TOO_BIG);
+  if (answer_too_big(skb, p, p->ipv4 ? &n->underlay4 : &n->underlay6, mtu)) return TC_ACT_SHOT;
+  return to_gateway(skb, n, 0, 0);
+}
+
+static __always_inline int leave_by_uplink(struct __sk_buff* skb, const struct ec_node* n, const struct packet* p,
                                            const struct ec_egress_ip* from) {
   struct bpf_fib_lookup fib = {};
   switch (find_way_out(skb, p, from->own_network ? from->ifindex : 0, &fib)) {
     case BPF_FIB_LKUP_RET_SUCCESS:
       break;
     case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-      return drop(skb, 0, EC_DROP_TOO_LONG);
+      return tell_sender_too_big(skb, n, p, fib.mtu_result);
     default:
       return drop(skb, 0, EC_DROP_NO_ROUTE);
   }

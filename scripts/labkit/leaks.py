@@ -30,6 +30,7 @@ class Watch:
                  inbound: Collection[int] = (), expression: str = ""):
         self.owners, self.others, self.inbound = dict(owners), others, frozenset(inbound)
         self._outside, self._routers = fleet.outside.address, fleet.ROUTERS
+        self._nodes = {node.address for node in fleet.nodes}
         self._pods = ip_network("10.244.0.0/16")
         self.records: dict[str, list[Record]] = {}
         self._captures = {}
@@ -51,6 +52,8 @@ class Watch:
     def is_foreign(self, record: Record) -> bool:
         if record.dst != self._outside or record.src in self._routers or record.proto == "arp" or record.sport in self.inbound:
             return False
+        if record.proto == "icmp" and record.info.startswith("type 11") and record.src in self._nodes:
+            return False        # of what outside goes on sending to an egress IP that nobody holds: the node is a router like others
         if record.dport in self.owners:
             return record.src != self.owners[record.dport]
         if self.others is None:

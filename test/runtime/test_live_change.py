@@ -41,5 +41,5 @@ def test_a_flow_with_a_fixed_port_follows_a_change_of_the_egress_ip(own_fleet, t
         for log in logs:
             until(lambda: log.read_text().splitlines().count(CHANGED) >= 5, f"{log.name} to follow")
             assert set(log.read_text().split()) <= {BILLING, CHANGED, "-"}
-    assert CHANGED in own_fleet.node("gateway1").run(["ip", "-br", "addr"]).stdout
-    assert BILLING + "/" not in own_fleet.node("gateway1").run(["ip", "-br", "addr"]).stdout
+    held = own_fleet.node("gateway1").run(["ip", "-n", "egressclass", "-br", "addr"]).stdout
+    assert CHANGED in held and BILLING + "/" not in held
