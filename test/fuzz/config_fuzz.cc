@@ -8,6 +8,7 @@
 #include <set>
 #include <vector>
 
+#include "../bpf/egressclass.h"
 #include "core/config.h"
 #include "core/plan.h"
 #include "fuzz.h"
@@ -280,24 +281,23 @@ void check_role(const Plan& plan, const PlannedClass& planned, const ClassConfig
   require(planned_here == here, "a gateway has its egress IPs", c.name);
 }
 
-/// nft knows an egress IP by class and mark: no mark means two things.
+/// nft knows an egress IP by its id, and a class by that and a mark: neither means two things.
 void check_marks(const Plan& plan, const Config& config) {
   const std::uint32_t mask = config.mark_mask;
   const std::uint32_t pending = std::bit_floor(mask);
   std::map<std::uint32_t, std::string> owners;
+  std::set<std::uint32_t> marks;
   for (const PlannedClass& c : plan.classes) {
     require(c.id != 0 && c.mark != 0 && (c.mark & ~mask) == 0 && (c.mark & pending) == 0, "a class has a mark", c.name);
-    require(owners.emplace(c.mark, c.name).second, "marks are unique on a node", c.name);
+    require(owners.emplace(c.id, c.name).second && marks.insert(c.mark).second, "marks are unique on a node", c.name);
   }
   std::set<std::pair<std::uint32_t, bool>> translated;
   for (const PlannedClass& c : plan.classes)
     for (const PlannedSlot& slot : c.slots) {
       const std::string shown = slot.ip.str();
-      require(slot.id != 0 && slot.mark != 0 && (slot.mark & ~mask) == 0 && (slot.mark & pending) == 0,
-              "an egress IP has a mark", shown);
-      require(owners.try_emplace(slot.mark, c.name).first->second == c.name, "a mark is of one class", shown);
-      require(translated.emplace(slot.mark, slot.ip.is_v4()).second, "a mark is of one egress IP of a family", shown);
-      require((slot.id == c.id) == (slot.mark == c.mark), "a mark is the id", shown);
+      require(slot.id != 0 && slot.id <= EC_MARK_ID, "an egress IP has an id", shown);
+      require(owners.try_emplace(slot.id, c.name).first->second == c.name, "an id is of one class", shown);
+      require(translated.emplace(slot.id, slot.ip.is_v4()).second, "an id is of one egress IP of a family", shown);
       require(plan.applied.slots.at({c.name, slot.ip}) == slot.id, "what is applied has the ids", shown);
     }
 }
@@ -383,7 +383,7 @@ void check_plans(const Config& config) {
       for (const Ip& ip : gateway.egress_ips) {
         of_pod = ip;
         facts.addresses.push_back({ifindex++, ip, 128});
-        facts.placed.insert(ip);
+        facts.held.insert(ip);
       }
   check_plan(config, facts);  // with the egress IPs in place
   if (of_pod) facts.pods[*of_pod] = "shop/web";
