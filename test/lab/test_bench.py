@@ -32,7 +32,8 @@ def test_every_row_is_set_up_and_measured(tmp_path):
     assert list(measured) == ["A", "B", "BK", "C", "D", "E", "F", "OL", "OT", "ON"]
     for row, tests in measured.items():
         assert all(value["rate"] > 0 for value in tests.values()), (row, tests)
-    assert {program["program"] for program in found["programs"]["OT"]} == {"classify", "tunnel_in", "tunnel_out"}
+    assert {program["program"] for program in found["programs"]["OT"]} == {"classify", "tunnel_in", "tunnel_out", "uplink_in", "gateway_in",
+                                                                           "gateway_out"}
 
 
 def test_a_row_that_does_not_do_what_it_says_is_not_measured(tmp_path):
