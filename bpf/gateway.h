@@ -8,6 +8,7 @@
 #include "gateways.h"
 #include "maps.h"
 #include "packet.h"
+#include "slots.h"
 #include "too_big.h"
 #include "tunnel.h"
 
@@ -98,7 +99,7 @@ static __always_inline int return_to_worker(struct __sk_buff* skb, const struct 
                                             const struct ec_worker* worker) {
   __u32 id = worker->class_id;
   const struct ec_class* c = bpf_map_lookup_elem(&classes, &id);
-  if (!c || !(p->ipv4 ? c->slots4.count : c->slots6.count)) return drop(skb, id, EC_DROP_CLASS_REMOVED);
+  if (!c || !slots_of(c, p->ipv4)->count) return drop(skb, id, EC_DROP_CLASS_REMOVED);
   struct ec_ip gateway = worker->gateway;
   struct ec_ip to = worker->node;
   if (set_tunnel(skb, c->vni, &gateway, &to)) return drop(skb, id, EC_DROP_TUNNEL_FAILED);

@@ -9,6 +9,7 @@
 
 #include "../bpf/egressclass.h"
 #include "datapath/in_netns.h"
+#include "datapath/paths.h"
 #include "util/clock.h"
 
 namespace egressclass::agent {
@@ -71,7 +72,7 @@ void GatewayFlows::configure(const Applied& applied, std::string gateway) {
 
 Status GatewayFlows::start(Fd netns) {
   netns_ = std::move(netns);
-  const auto there = InNetns::enter(netns_);
+  const auto there = InNetns::enter(netns_, paths::kGatewayNetns);
   if (!there) return there.error();
   auto events = ConntrackEvents::open(EC_MARK_ID);
   if (!events) return events.error();
@@ -150,7 +151,7 @@ Status GatewayFlows::reconcile() {
   ++round_;
   pods_.refresh();
   {
-    const auto there = InNetns::enter(netns_);
+    const auto there = InNetns::enter(netns_, paths::kGatewayNetns);
     if (!there) return there.error();
     if (auto listed =
             list_tracked(EC_MARK_ID, [&](const TrackedFlow& flow) { open_flow(flow, audit::FlowEvent::kStart); });

@@ -126,7 +126,8 @@ void check_gateway(const Netlink& netlink, const ec_node& node, Health& health) 
                 ec0.name + " is another one than at the last apply: run `egressctl apply`");
   health.expect(program_is_on("gateway_out", ec0.ifindex), "gateway_out is not attached to " + ec0.name);
   const auto netns = open_gateway_netns();
-  const auto there = netns && *netns ? InNetns::enter(*netns) : Result<InNetns>(make_error("no namespace"));
+  const auto there =
+      netns && *netns ? InNetns::enter(*netns, paths::kGatewayNetns) : Result<InNetns>(make_error("no namespace"));
   if (!there) return;
   health.expect(program_is_on("gateway_in", ec0.peer_ifindex),
                 "gateway_in is not attached to ec1, in the gateway's namespace");
@@ -143,6 +144,7 @@ void check_gateway(const Netlink& netlink, const ec_node& node, Health& health) 
 }
 
 void check_egress_ips(const Netlink& netlink, Health& health) {
+  std::set<int> seen;
   for (const auto& [ip, ifindex] : held_egress_ips()) {
     auto link = netlink.link(ifindex);
     const bool there = link && *link;
@@ -150,7 +152,8 @@ void check_egress_ips(const Netlink& netlink, Health& health) {
                   "the interface of egress IP " + ip.str() + " is gone (ifindex " + std::to_string(ifindex) + ")");
     if (!there) continue;
     check_forwarding((*link)->name, ip.is_v4(), health);
-    health.expect(program_is_on("uplink_in", ifindex), "uplink_in is not attached to " + (*link)->name);
+    if (seen.insert(ifindex).second)
+      health.expect(program_is_on("uplink_in", ifindex), "uplink_in is not attached to " + (*link)->name);
     health.expect((*link)->up, (*link)->name + " is down: no reply to egress IP " + ip.str() + " comes by it");
   }
 }
@@ -258,7 +261,7 @@ NftDrops read_nft_drops() {
   if (auto host = read_nft_counters()) drops.counters = std::move(*host);
   const auto netns = open_gateway_netns();
   if (!netns || !*netns) return drops;
-  const auto there = InNetns::enter(*netns);
+  const auto there = InNetns::enter(*netns, paths::kGatewayNetns);
   if (!there) return drops;
   if (auto gateway = read_nft_counters()) drops.counters.merge(*gateway);
   if (auto failed = flows_not_entered()) drops.flows_not_entered = *failed;

@@ -13,26 +13,21 @@
 
 #include "datapath/device_program.h"
 #include "datapath/maps.h"
+#include "datapath/paths.h"
 #include "datapath/plan_maps.h"
 #include "util/all_errors.h"
 
 namespace egressclass {
 namespace {
 
-using NlAddr = CHandle<nl_addr, nl_addr_put>;
 using RouteHandle = CHandle<rtnl_route, rtnl_route_put>;
 using NeighbourHandle = CHandle<rtnl_neigh, rtnl_neigh_put>;
 
 constexpr const char* kUplinkIn = "uplink_in";
 
-NlAddr address_of(const Ip& ip) {
-  const std::size_t skip = ip.is_v4() ? 12 : 0;
-  return NlAddr(nl_addr_build(ip.is_v4() ? AF_INET : AF_INET6, ip.bytes.data() + skip, 16 - skip));
-}
-
 RouteHandle route_to(const Ip& ip, int ifindex) {
   RouteHandle route(rtnl_route_alloc());
-  const NlAddr to = address_of(ip);
+  const auto to = nl_address(ip);
   rtnl_route_set_family(route.get(), ip.is_v4() ? AF_INET : AF_INET6);
   rtnl_route_set_dst(route.get(), to.get());
   rtnl_route_set_table(route.get(), RT_TABLE_MAIN);
@@ -61,7 +56,7 @@ Status remove_route(const Netlink& netlink, const Ip& ip, int ec0) {
 Status listen_for(const Netlink& netlink, const Ip& ip, int ifindex, bool listen) {
   if (ip.is_v4()) return Ok{};
   const NeighbourHandle proxy(rtnl_neigh_alloc());
-  const NlAddr address = address_of(ip);
+  const auto address = nl_address(ip);
   rtnl_neigh_set_family(proxy.get(), AF_INET6);
   rtnl_neigh_set_ifindex(proxy.get(), ifindex);
   rtnl_neigh_set_dst(proxy.get(), address.get());
@@ -133,7 +128,7 @@ std::map<Ip, int> egress_ips_of(const Plan& plan) {
 
 Status hold_egress_ips(const Netlink& netlink, const GatewayNetns& gateway, const Programs& programs,
                        const Plan& plan) {
-  auto inside = Netlink::open_in(gateway.netns);
+  auto inside = Netlink::open_in(gateway.netns, paths::kGatewayNetns);
   if (!inside) return inside.error();
   const auto wanted = egress_ips_of(plan);
   if (auto placed = place(netlink, *inside, gateway, wanted); !placed) return placed;

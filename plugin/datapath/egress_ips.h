@@ -24,8 +24,8 @@ std::map<Ip, int> egress_ips_of(const Plan& plan);
 /// Holds those of the plan, and no others: from its return on they are answered for. Those that stay lose no packet.
 Status hold_egress_ips(const Netlink& netlink, const GatewayNetns& gateway, const Programs& programs, const Plan& plan);
 
-/// Holds none, also when maps or pins were lost. With the gateway's namespace the addresses go, and with ec0 the
-/// routes.
+/// Holds none. When the map was lost, all of it but the listening for IPv6, which only the map knows of. With the
+/// gateway's namespace the addresses go, and with ec0 the routes.
 Status release_egress_ips(const Netlink& netlink);
 
 }  // namespace egressclass

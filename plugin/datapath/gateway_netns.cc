@@ -12,14 +12,12 @@
 #include <netlink/route/nexthop.h>
 #include <netlink/route/route.h>
 #include <netlink/route/rule.h>
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
-#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -27,6 +25,7 @@
 
 #include "../bpf/egressclass.h"
 #include "datapath/in_netns.h"
+#include "datapath/ip_families.h"
 #include "datapath/paths.h"
 #include "datapath/system_changes.h"
 #include "util/all_errors.h"
@@ -46,9 +45,6 @@ constexpr const char* kPath = paths::kGatewayNetns;
 /// For what has the mark of a reply to a pod of another node, and no other.
 constexpr std::uint32_t kReturnTable = 8479;
 constexpr std::uint32_t kReturnPriority = 84;
-
-/// The kernel has IPv6 on no device that takes less (RFC 8200, 5).
-constexpr unsigned kIpv6MinimumMtu = 1280;
 
 /// Of both ends: neither asks for neighbours (IFF_NOARP), so each writes its own address where the other's belongs.
 constexpr Mac kMac = {0x02, 0xec, 0, 0, 0, 2};
@@ -239,16 +235,11 @@ RuleHandle return_rule(int family) {
   return rule;
 }
 
-std::vector<int> families(unsigned mtu) {
-  const bool v6 = mtu >= kIpv6MinimumMtu && read_sysctl("net/ipv6/conf/all/forwarding");
-  return v6 ? std::vector{AF_INET, AF_INET6} : std::vector{AF_INET};
-}
-
 Status add_routes(const Netlink& inside, const Link& inner, unsigned tunnel_mtu) {
   const auto failed = [](int err) {
     return netlink_error("cannot add a route or rule of the gateway's namespace", kInner, err);
   };
-  for (const int family : families(inner.mtu)) {
+  for (const int family : families_of(inner.mtu)) {
     for (const auto& [table, mtu] : {std::pair<std::uint32_t, unsigned>(RT_TABLE_MAIN, 0), {kReturnTable, tunnel_mtu}})
       if (const int err = rtnl_route_add(inside.socket(), default_route(family, inner.ifindex, table, mtu).get(),
                                          NLM_F_CREATE | NLM_F_REPLACE);
@@ -274,9 +265,9 @@ bool has_default_route(const Netlink& inside, int family, int ifindex, std::uint
   return false;
 }
 
-}  // namespace
-
-namespace {
+std::string outside_of_sandbox(int reason) {
+  return reason == EPERM ? "run `egressctl netns` as root, outside of any sandbox" : "";
+}
 
 /// As ip-netns(8) has it: a mount of its own, and shared. Otherwise the next `ip netns add` would put one over it, and
 /// the namespaces there would be mounted twice.
@@ -289,8 +280,7 @@ Status prepare_folder() {
   if (errno == EINVAL && ::mount(folder.c_str(), folder.c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0 &&
       ::mount("", folder.c_str(), nullptr, MS_SHARED | MS_REC, nullptr) == 0)
     return Ok{};
-  return system_error("cannot prepare the folder of network namespaces", folder, errno,
-                      errno == EPERM ? "run `egressctl netns` as root, outside of any sandbox" : "");
+  return system_error("cannot prepare the folder of network namespaces", folder, errno, outside_of_sandbox(errno));
 }
 
 }  // namespace
@@ -312,17 +302,13 @@ Status make_gateway_netns() {
   if (auto prepared = prepare_folder(); !prepared) return prepared;
   const Fd file(::open(kPath, O_RDONLY | O_CREAT | O_CLOEXEC, 0444));
   if (!file) return system_error("cannot make the network namespace", kPath, errno);
-  const Fd home(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
-  if (!home) return system_error("cannot open the own network namespace", "/proc/thread-self/ns/net", errno);
-  int reason = ::unshare(CLONE_NEWNET) == 0 ? 0 : errno;
-  if (reason == 0) {
-    if (::mount("/proc/thread-self/ns/net", kPath, nullptr, MS_BIND, nullptr) != 0) reason = errno;
-    if (::setns(home.get(), CLONE_NEWNET) != 0) std::abort();
-  }
-  if (reason == 0) return Ok{};
+  const auto there = InNetns::enter_new(kPath);
+  if (there && ::mount("/proc/thread-self/ns/net", kPath, nullptr, MS_BIND, nullptr) == 0) return Ok{};
+  const Error failed = there
+                           ? system_error("cannot make the network namespace", kPath, errno, outside_of_sandbox(errno))
+                           : there.error();
   ::unlink(kPath);
-  return system_error("cannot make the network namespace", kPath, reason,
-                      reason == EPERM ? "run `egressctl netns` as root, outside of any sandbox" : "");
+  return failed;
 }
 
 Result<GatewayNetns> ensure_gateway_netns(const Netlink& netlink, unsigned mtu, unsigned tunnel_mtu, bool audited) {
@@ -330,7 +316,7 @@ Result<GatewayNetns> ensure_gateway_netns(const Netlink& netlink, unsigned mtu, 
   auto netns = open_gateway_netns();
   if (!netns) return netns.error();
   if (!*netns) return make_error("the network namespace vanished", kPath);
-  auto inside = Netlink::open_in(*netns);
+  auto inside = Netlink::open_in(*netns, kPath);
   if (!inside) return inside.error();
   auto pair = ensure_pair(netlink, *inside, *netns, mtu);
   if (!pair) return pair.error();
@@ -340,7 +326,7 @@ Result<GatewayNetns> ensure_gateway_netns(const Netlink& netlink, unsigned mtu, 
   tuning["net/netfilter/nf_conntrack_acct"] = tuning["net/netfilter/nf_conntrack_timestamp"] = audited ? "1" : "0";
   tuning["net/netfilter/nf_conntrack_events"] = audited ? "1" : "2";  // 2: of flows that began when somebody listened
   {
-    const auto there = InNetns::enter(*netns);
+    const auto there = InNetns::enter(*netns, kPath);
     if (!there) return there.error();
     if (auto set = set_all(kSettings); !set) return set.error();
     if (auto tuned = tune_conntrack(tuning); !tuned) return tuned.error();
@@ -371,7 +357,7 @@ std::vector<std::string> gateway_netns_faults(const Netlink& netlink) {
   const auto netns = open_gateway_netns();
   if (!netns) return {netns.error().msg + ": " + netns.error().details};
   if (!*netns) return {std::string("the network namespace ") + kPath + " is gone: run `egressctl apply`"};
-  const auto inside = Netlink::open_in(*netns);
+  const auto inside = Netlink::open_in(*netns, kPath);
   if (!inside) return {inside.error().msg + ": " + inside.error().details};
   const auto pair = find_pair(netlink, *inside, *netns);
   if (!pair) return {pair.error().msg + ": " + pair.error().details};
@@ -383,10 +369,10 @@ std::vector<std::string> gateway_netns_faults(const Netlink& netlink) {
   for (const Link* link : {&outer, &inner})
     if (!link->up) lines.push_back("the device " + link->name + " is down");
   note_altered(kOuterSettings, "", lines);
-  const auto there = InNetns::enter(*netns);
+  const auto there = InNetns::enter(*netns, kPath);
   if (!there) return {there.error().msg + ": " + there.error().details};
   note_altered(kSettings, " of the gateway's namespace", lines);
-  for (const int family : families(inner.mtu))
+  for (const int family : families_of(inner.mtu))
     for (const std::uint32_t table : {static_cast<std::uint32_t>(RT_TABLE_MAIN), kReturnTable})
       if (!has_default_route(*inside, family, inner.ifindex, table))
         lines.push_back(std::string("the ") + (family == AF_INET ? "IPv4" : "IPv6") + " default route in table " +

@@ -8,6 +8,7 @@
 #include "../bpf/egressclass.h"
 #include "datapath/in_netns.h"
 #include "datapath/nft_table.h"
+#include "datapath/paths.h"
 #include "util/text.h"
 
 namespace egressclass {
@@ -24,8 +25,8 @@ namespace {
  * class with every egress IP of it, and what conntrack does not translate to one of these does not leave.
  *
  * From outside come replies. What opens a flow is refused before conntrack has an entry of it, which would take a port
- * from the pods; pings are answered, up to a rate. Replies to pods of other nodes get the mark TUNNELED alone, which
- * has a route with the MTU of the tunnel (gateway_netns.cc).
+ * from the pods; pings are answered, new ones up to a rate. Replies to pods of other nodes get the mark TUNNELED alone,
+ * which has a route with the MTU of the tunnel (gateway_netns.cc).
  *
  * What the namespace itself says has no mark, though that field may be set: the kernel's IGMP and MLD reports use it
  * for something else (sk_buff: `mark` and `reserved_tailroom` are a union); it has come in by no interface (iif 0).
@@ -125,7 +126,7 @@ std::string gateway_ruleset(const Plan& plan, unsigned tunnel_mtu) {
 }
 
 Status apply_gateway_rules(const Fd& netns, const Plan& plan, unsigned tunnel_mtu) {
-  const auto there = InNetns::enter(netns);
+  const auto there = InNetns::enter(netns, paths::kGatewayNetns);
   return there ? run_nft(gateway_ruleset(plan, tunnel_mtu)) : Status(there.error());
 }
 

@@ -39,7 +39,7 @@ Result<PodInterface> find_pod_interface(const std::string& netns_path, const std
 
   auto host = Netlink::open();
   if (!host) return host.error();
-  auto inside = Netlink::open_in(netns);
+  auto inside = Netlink::open_in(netns, netns_path);
   if (!inside) return with_code(inside.error(), codes::kInvalidNetns);
 
   auto pod_link = inside->link(ifname);

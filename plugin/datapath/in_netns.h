@@ -3,6 +3,9 @@
 // meanwhile (sockets, files below /proc/sys/net) is of that one.
 #pragma once
 
+#include <string>
+#include <utility>
+
 #include "util/fd.h"
 #include "util/result.h"
 
@@ -10,8 +13,10 @@ namespace egressclass {
 
 class InNetns {
  public:
-  /// Needs CAP_SYS_ADMIN. `netns`: a file of nsfs, which the caller keeps.
-  static Result<InNetns> enter(const Fd& netns);
+  /// Needs CAP_SYS_ADMIN. `netns`: a file of nsfs, which the caller keeps. `name`: how errors call it.
+  static Result<InNetns> enter(const Fd& netns, const std::string& name);
+  /// One that has just been made, and that ends with the object unless somebody else holds it by then.
+  static Result<InNetns> enter_new(const std::string& name);
   /// Back. Should the kernel refuse that, the process ends: nothing that follows may run in the wrong namespace.
   ~InNetns();
   InNetns(InNetns&&) noexcept = default;

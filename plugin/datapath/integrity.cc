@@ -98,7 +98,7 @@ constexpr const char* kInGateway = "the gateway's ";
 std::optional<Json> list_gateway_table() {
   const auto netns = open_gateway_netns();
   if (!netns || !*netns) return std::nullopt;
-  const auto there = InNetns::enter(*netns);
+  const auto there = InNetns::enter(*netns, paths::kGatewayNetns);
   return there ? list_nft_table() : std::nullopt;
 }
 

@@ -20,7 +20,6 @@ namespace {
 
 using LinkHandle = CHandle<rtnl_link, rtnl_link_put>;
 using AddrHandle = CHandle<rtnl_addr, rtnl_addr_put>;
-using NlAddr = CHandle<nl_addr, nl_addr_put>;
 using Message = CHandle<nl_msg, nlmsg_free>;
 
 Link to_link(rtnl_link* from) {
@@ -46,16 +45,9 @@ Result<std::optional<Link>> get_link(nl_sock* socket, int ifindex, const char* n
   return std::optional<Link>(to_link(found));
 }
 
-NlAddr to_nl_addr(const Ip& ip, unsigned length) {
-  const std::size_t skip = ip.is_v4() ? 12 : 0;
-  NlAddr address(nl_addr_build(ip.is_v4() ? AF_INET : AF_INET6, ip.bytes.data() + skip, 16 - skip));
-  if (address) nl_addr_set_prefixlen(address.get(), static_cast<int>(length - skip * 8));
-  return address;
-}
-
 AddrHandle host_address(int ifindex, const Ip& ip) {
   AddrHandle address(rtnl_addr_alloc());
-  const NlAddr local = to_nl_addr(ip, 128);
+  const auto local = nl_address(ip);
   if (!address || !local) return nullptr;
   rtnl_addr_set_ifindex(address.get(), ifindex);
   rtnl_addr_set_local(address.get(), local.get());
@@ -103,6 +95,12 @@ int collect_nsid(nl_msg* message, void* context) {
 
 }  // namespace
 
+CHandle<nl_addr, nl_addr_put> nl_address(const Ip& ip) {
+  const std::size_t skip = ip.is_v4() ? 12 : 0;
+  return CHandle<nl_addr, nl_addr_put>(
+      nl_addr_build(ip.is_v4() ? AF_INET : AF_INET6, ip.bytes.data() + skip, ip.bytes.size() - skip));
+}
+
 Error netlink_error(const std::string& what, const std::string& object, int code, const std::string& hint) {
   std::string details = object + ": " + nl_geterror(code);
   if (!hint.empty()) details += "; " + hint;
@@ -122,8 +120,8 @@ Result<Netlink> Netlink::open() {
   return Netlink(std::move(socket));
 }
 
-Result<Netlink> Netlink::open_in(const Fd& netns) {
-  const auto there = InNetns::enter(netns);
+Result<Netlink> Netlink::open_in(const Fd& netns, const std::string& name) {
+  const auto there = InNetns::enter(netns, name);
   return there ? open() : Result<Netlink>(there.error());
 }
 

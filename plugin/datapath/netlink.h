@@ -3,6 +3,7 @@
 // A socket belongs to the namespace in which it was made, wherever its thread is later.
 #pragma once
 
+#include <netlink/addr.h>
 #include <netlink/netlink.h>
 #include <netlink/socket.h>
 
@@ -44,8 +45,9 @@ enum class AddressScope { kGlobal, kHost };
 class Netlink {
  public:
   static Result<Netlink> open();
-  /// A socket in the namespace of `netns`. The calling thread is back in its own before this returns.
-  static Result<Netlink> open_in(const Fd& netns);
+  /// A socket in the namespace of `netns`; `name`: how errors call that. The calling thread is back in its own before
+  /// this returns.
+  static Result<Netlink> open_in(const Fd& netns, const std::string& name);
 
   Result<std::optional<Link>> link(const std::string& name) const;
   Result<std::optional<Link>> link(int ifindex) const;
@@ -68,6 +70,9 @@ class Netlink {
   explicit Netlink(CHandle<nl_sock, nl_socket_free> socket) : socket_(std::move(socket)) {}
   CHandle<nl_sock, nl_socket_free> socket_;
 };
+
+/// The address itself, all of its bits.
+CHandle<nl_addr, nl_addr_put> nl_address(const Ip& ip);
 
 /// An Error from libnl's negative return code.
 Error netlink_error(const std::string& what, const std::string& object, int code, const std::string& hint = {});

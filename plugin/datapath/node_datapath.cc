@@ -67,7 +67,7 @@ std::map<std::uint32_t, std::uint32_t> meanings(const Plan& plan) {
 /// Of egress IPs with these ids. `gateway`: no value when this node is none; then there are no flows.
 Status end_all_flows(const std::set<std::uint32_t>& ids, const std::optional<GatewayNetns>& gateway) {
   if (!gateway || ids.empty()) return Ok{};
-  const auto there = InNetns::enter(gateway->netns);
+  const auto there = InNetns::enter(gateway->netns, paths::kGatewayNetns);
   if (!there) return there.error();
   for (const std::uint32_t id : ids)
     if (auto ended = end_flows(id, EC_MARK_ID); !ended) return ended;
@@ -188,7 +188,7 @@ Result<std::optional<GatewayNetns>> ensure_gateway(const Netlink& netlink, const
   auto gateway = ensure_gateway_netns(netlink, *mtu, tunnel.mtu, plan.audited);
   if (!gateway) return gateway.error();
   if (auto held = hold_program(programs.gateway_out.get(), gateway->ec0, 0); !held) return held.error();
-  const auto there = InNetns::enter(gateway->netns);
+  const auto there = InNetns::enter(gateway->netns, paths::kGatewayNetns);
   if (!there) return there.error();
   if (auto held = hold_program(programs.gateway_in.get(), gateway->ec1, 0); !held) return held.error();
   return Gateway(std::move(*gateway));

@@ -24,6 +24,7 @@
 
 #include "core/mark.h"
 #include "datapath/bpf_link.h"
+#include "datapath/ip_families.h"
 #include "datapath/link_pins.h"
 #include "datapath/paths.h"
 #include "datapath/route_lookup.h"
@@ -103,13 +104,7 @@ Status set_device_up(const Netlink& netlink, int ifindex, const Plan& plan) {
   return error;
 }
 
-/// The kernel has IPv6 on no device that takes less (RFC 8200, 5).
-constexpr unsigned kIpv6MinimumMtu = 1280;
 constexpr unsigned kIpv4MinimumMtu = 68;  // RFC 791
-
-bool has_ipv6(unsigned mtu) {
-  return mtu >= kIpv6MinimumMtu && static_cast<bool>(read_sysctl("net/ipv6/conf/all/forwarding"));
-}
 
 /// Of the families that the plan wants in the tunnel.
 Status check_mtu(const Plan& plan, unsigned mtu) {
@@ -177,11 +172,6 @@ RouteHandle default_route(int family, std::uint8_t type, std::uint32_t metric) {
 RouteHandle last_route(int family) { return default_route(family, RTN_BLACKHOLE, kLastMetric); }
 
 bool is_absent(int err) { return err == -NLE_OBJ_NOTFOUND || err == -NLE_NOADDR; }
-
-/// Those that the kernel has on a device with that MTU.
-std::vector<int> families(unsigned mtu) {
-  return has_ipv6(mtu) ? std::vector{AF_INET, AF_INET6} : std::vector{AF_INET};
-}
 
 Status ensure_last_way(const Netlink& netlink, int family, std::uint32_t mark_mask, int ifindex) {
   const RouteHandle last = last_route(family);
@@ -280,14 +270,14 @@ Result<Tunnel> ensure_tunnel(const Netlink& netlink, const Plan& plan, const Pro
   if (auto done = attach_link(programs.tunnel_out.get(), ifindex, Hook::kEgress, kTunnelOutPin); !done)
     return done.error();
   if (auto up = set_device_up(netlink, ifindex, plan); !up) return up.error();
-  for (const int family : families(*mtu))
+  for (const int family : families_of(*mtu))
     if (auto routed = ensure_last_way(netlink, family, plan.mark_mask, ifindex); !routed) return routed.error();
   return Tunnel{ifindex, *mtu};
 }
 
 Status remove_tunnel(const Netlink& netlink, std::uint32_t mark_mask) {
   AllErrors errors;
-  for (const int family : families(kIpv6MinimumMtu)) errors.add(remove_last_way(netlink, family, mark_mask));
+  for (const int family : families_of(kIpv6MinimumMtu)) errors.add(remove_last_way(netlink, family, mark_mask));
   auto link = netlink.link(kDevice);
   errors.add(link);
   if (link && *link && is_ours(**link)) errors.add(netlink.delete_link((*link)->ifindex));  // its route goes with it
@@ -328,7 +318,7 @@ bool routes_exist(const Netlink& netlink, int family, std::uint32_t mark_mask, i
 }  // namespace
 
 bool routes_exist(const Netlink& netlink, std::uint32_t mark_mask, const Tunnel& tunnel) {
-  return std::ranges::all_of(families(tunnel.mtu),
+  return std::ranges::all_of(families_of(tunnel.mtu),
                              [&](int family) { return routes_exist(netlink, family, mark_mask, tunnel.ifindex); });
 }
 

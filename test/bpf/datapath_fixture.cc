@@ -233,7 +233,7 @@ Node::Node() {
   attach(Program::kUplinkIn, "uplink");
   attach(Program::kUplinkIn, "outside");
   attach(Program::kGatewayOut, "ec0");
-  const InNetns there = need(InNetns::enter(gateway_netns_));
+  const InNetns there = need(InNetns::enter(gateway_netns_, "ec1"));
   attach(Program::kGatewayIn, "ec1");
 }
 
@@ -300,7 +300,7 @@ void Node::make_gateway() {
   shell("ip link add ec0 address " + mac + " type veth peer name ec1 address " + mac + " netns " +
         path_of(gateway_netns_));
   shell("ip link set ec0 arp off up");
-  const InNetns there = need(InNetns::enter(gateway_netns_));
+  const InNetns there = need(InNetns::enter(gateway_netns_, "ec1"));
   write_text("/proc/sys/net/ipv4/ip_forward", "1");
   write_text("/proc/sys/net/ipv6/conf/all/forwarding", "1");
   for (const char* scope : {"all", "default", "ec1"})
@@ -351,7 +351,7 @@ int Node::ifindex(const std::string& device) const { return static_cast<int>(::i
 
 std::optional<InNetns> Node::in(Where where) const {
   std::optional<InNetns> there;
-  if (where == Where::kInside) there.emplace(need(InNetns::enter(gateway_netns_)));
+  if (where == Where::kInside) there.emplace(need(InNetns::enter(gateway_netns_, "ec1")));
   return there;
 }
 
@@ -405,7 +405,7 @@ const Plan& Node::configure(const std::string& json) {
   need(apply_gateway_rules(gateway_netns_, *plan, kTunnelMtu));
   {
     // Rules of conntrack bring it into the namespace. The transport checksum of the tests' fragments is not right.
-    const InNetns there = need(InNetns::enter(gateway_netns_));
+    const InNetns there = need(InNetns::enter(gateway_netns_, "ec1"));
     write_text("/proc/sys/net/netfilter/nf_conntrack_checksum", "0");
   }
   plan_ = std::move(plan);

@@ -97,18 +97,17 @@ UNDO = ("nft delete table inet foreign 2>/dev/null; for i in all default eth0 eg
 def test_rules_of_others_do_not_reach_what_a_class_sends(fleet, pods, gateway, rules):
     """New flows and those that were open, TCP, UDP and pings, by tunnel and on the gateway, both families."""
     with ExitStack() as stack:
-        before = {}
+        before = []
         for pod in pods:
             for family in (4, 6):
                 for proto in ("udp", "tcp"):
                     flows = stack.enter_context(Flows(pod, REMOTES[family][1], 2, proto=proto))
-                    before[flows] = flows.ask()
-                    assert {seen and seen.source for seen in before[flows]} == {own(pod, family)}
+                    before.append((pod, flows, flows.ask()))
+                    assert {seen and seen.source for seen in before[-1][2]} == {own(pod, family)}
         watched = stack.enter_context(watch(fleet))
         gateway.run(RULES[rules])
         stack.callback(gateway.run, UNDO)
-        wrong = [f"{pod.name}: an open flow was {seen}, is {now}" for flows, seen in before.items() if (now := flows.ask()) != seen
-                 for pod in pods[:1]]
+        wrong = [f"{pod.name}: an open flow was {seen}, is {now}" for pod, flows, seen in before if (now := flows.ask()) != seen]
         for pod in pods:
             for family in (4, 6):
                 for proto in ("tcp", "udp"):
